@@ -1,0 +1,92 @@
+"""Which backend runs the groups of a method, by what the user passed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from infer_kit.errors import InferKitError
+from infer_kit.streams import Group
+from infer_kit.trace import Trace
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a backend returns for a list of groups; `num_return_sequences` entries a group.
+
+    Attributes:
+        texts: the new text of each sequence, without special tokens.
+        tokens: the new token ids of each, the end token included, no padding.
+        traces: each stream's part in each token, or None where it was not asked for.
+        engines: how the streams were run, one name a model ("fused", "serial").
+        output: the backend's own output object.
+    """
+
+    texts: list[str]
+    tokens: list[list[int]]
+    traces: list[Trace] | None
+    engines: tuple[str, ...]
+    output: Any
+
+
+class Backend(Protocol):
+    """Runs groups of streams. One a model and processor."""
+
+    def check(self, **generate_kwargs: Any) -> None:
+        """Raise for generate arguments that cannot work, before anything is run."""
+        ...
+
+    def render(self, chat: list[dict[str, Any]], request: int) -> Any:
+        """A chat as the context of a stream; raises `InferKitError` naming the request."""
+        ...
+
+    def clean(self, text: str) -> str:
+        """Text without the strings of special tokens, safe to put into a prompt."""
+        ...
+
+    def new_memory(self) -> Any:
+        """A memory for encoded images, to be shared by several `generate` calls."""
+        ...
+
+    def generate(
+        self,
+        groups: Sequence[Group],
+        pool: Any = "product",
+        normalize: bool = False,
+        weights: Any = None,
+        trace: bool = False,
+        memory: Any = None,
+        **generate_kwargs: Any,
+    ) -> Answers:
+        """Write an answer for each group.
+
+        Args:
+            groups: the streams of each request.
+            pool: "product", "mixture" or a function.
+            normalize: divide each group's weights by their sum.
+            weights: a function of the step, in place of the streams' own weights.
+            trace: also record each stream's part in each token.
+            memory: see `new_memory`.
+            **generate_kwargs: `GenerationMixin.generate`'s.
+        """
+        ...
+
+
+def backend_for(model: Any, processor: Any, chat_template: str | None = None) -> Backend:
+    """The backend for a model.
+
+    Raises:
+        InferKitError: the model is of a kind that no backend runs.
+    """
+    from transformers import PreTrainedModel
+
+    if isinstance(model, PreTrainedModel):
+        from infer_kit.engine.backend import TransformersBackend
+
+        return TransformersBackend(model, processor, chat_template)
+    hint = None
+    if hasattr(model, "get_base_model"):
+        hint = "For a PEFT model pass model.get_base_model(): the adapters are inside it."
+    raise InferKitError(
+        f"Expected a transformers model, got {type(model).__module__}.{type(model).__name__}.",
+        hint=hint,
+    )

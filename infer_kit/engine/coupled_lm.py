@@ -1,0 +1,388 @@
+"""`CoupledLM`: several streams behind one unmodified `generate()`."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from infer_kit.engine.arguments import (
+    check_call,
+    check_model,
+    check_padding_penalty,
+    check_rows,
+    common_vocabulary_size,
+    present_streams,
+)
+from infer_kit.engine.image_features import ImageMemory
+from infer_kit.engine.pooling import Pooling, Weights, resolve_pooling
+from infer_kit.engine.prefill import Entry
+from infer_kit.engine.recording import Recorder, TokenStatistics, token_statistics
+from infer_kit.engine.stream_cache import StreamCache
+from infer_kit.errors import InferKitError
+from infer_kit.pool import PoolFunction
+
+Rows = Sequence[Sequence[Mapping[str, Any] | None]]
+
+
+class CoupledConfig(PreTrainedConfig):
+    """What `generate` needs to know of the pool: how many tokens it chooses from.
+
+    A config of its own, since a member's would drag its attention and expert dispatch along.
+    """
+
+    model_type = "infer_kit_coupled"
+
+    def __init__(self, vocab_size: int = 0, **kwargs: Any) -> None:
+        self.vocab_size = vocab_size
+        super().__init__(**kwargs)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Teacher-forced log-probabilities, natural logarithms.
+
+    Attributes:
+        pooled: for each request `[n]` log π of each token of its continuation.
+        streams: for each request `[n, K]` log p_k; NaN for streams that did not run.
+        statistics: all figures, padded to the longest continuation.
+    """
+
+    pooled: list[Tensor]
+    streams: list[Tensor]
+    statistics: TokenStatistics
+
+
+class CoupledLM(PreTrainedModel, GenerationMixin):
+    r"""K streams, each one model reading one context, decoded as one causal language model.
+
+    At every step the next-token distributions of a request's streams are pooled, one token is
+    chosen, and all streams advance by it:
+
+    $\log \pi(y) = \sum_k w_k \log p_k(y) - \log Z$ (`pool="product"`), or
+    $\log \pi(y) = \log \sum_k w_k p_k(y)$ (`pool="mixture"`).
+
+    The state of all streams is the `past_key_values` of one call, so the unmodified
+    `GenerationMixin.generate` supplies greedy search, sampling, beams, streamers, stopping,
+    processors, prompt lookup and assisted decoding. Processors act on the pooled scores and see the
+    primary stream's prompt.
+
+    Guarantees, tested: streams of weight 0 are not run; with weights (1, 0) tokens and logits are
+    those of `models[0].generate()`, bit for bit in float32 for one request; equal streams whose
+    weights sum to 1 are one stream; requests together are requests alone.
+    """
+
+    config_class = CoupledConfig
+    main_input_name = "input_ids"
+
+    def __init__(
+        self,
+        models: PreTrainedModel | Sequence[PreTrainedModel],
+        weights: Weights | None = None,
+        pool: str | PoolFunction = "product",
+        mode: str = "auto",
+        primary: int = 0,
+        normalize: bool = False,
+        tokenizers: Sequence[Any] | None = None,
+    ) -> None:
+        """Args:
+        models: one model for each stream (the same object as often as it has streams; those
+            are decoded as one batch), or a single model for any number of streams.
+        weights: default weights for `generate`: `[K]`, or a function of the step
+            (`infer_kit.pool.Step` to `[R, K]` or `[R, K, n]`). None: 1 each for a product, 1/K
+            for a mixture.
+        pool: "product", "mixture", or a function of (logprobs `[R, K, n, V]`, weights
+            `[R, K]`) that returns `[R, n, V]`; a function runs every stream, those of weight 0 too.
+        mode: "fused" decodes the streams of one model as one batch and raises where its cache
+            does not allow it; "serial" decodes one by one; "auto" is fused, or warns and goes
+            serial.
+        primary: the stream whose prompt the output, the processors and the stopping criteria see.
+        normalize: divide each request's weights by their sum (then temperature keeps its usual
+            meaning for a product).
+        tokenizers: one for each model; needed where the models' heads differ in size, to check
+            that the ids they share mean the same tokens.
+
+        Raises:
+            InferKitError: a model cannot be a stream (encoder-decoder, no `past_key_values`, in
+                training mode), or arguments contradict each other.
+            VocabularyMismatch: the models do not name the same tokens.
+        """
+        self_models = (models,) if isinstance(models, PreTrainedModel) else tuple(models)
+        if not self_models:
+            raise InferKitError("CoupledLM needs at least one model.")
+        for index, model in enumerate(self_models):
+            check_model(model, index)
+        vocab_size = common_vocabulary_size(self_models, tokenizers)
+        super().__init__(CoupledConfig(vocab_size=vocab_size))
+        self._models = self_models  # a tuple: not registered, so nothing here owns their weights
+        self._any_number = isinstance(models, PreTrainedModel)
+        if not self._any_number and not 0 <= primary < len(self_models):
+            raise InferKitError(
+                f"primary={primary}, but there are {len(self_models)} streams (0 to "
+                f"{len(self_models) - 1})."
+            )
+        if mode not in ("auto", "fused", "serial"):
+            raise InferKitError(f"Unknown mode {mode!r}: use 'auto', 'fused' or 'serial'.")
+        self._weights = weights
+        self._pool: str | PoolFunction = pool
+        self._mode = mode
+        self._primary = primary
+        self._normalize = normalize
+        self._is_stateful = any(model._is_stateful for model in self_models)
+        self.generation_config = copy.deepcopy(self._primary_model.generation_config)
+        self.generation_config.use_cache = True  # some models ship False, which loses the state
+        self.generation_config.cache_implementation = None
+        self.eval()
+
+    @property
+    def _primary_model(self) -> PreTrainedModel:
+        return self._models[0 if self._any_number else self._primary]
+
+    @property
+    def device(self) -> torch.device:
+        return self._primary_model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._primary_model.dtype
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """The primary model's; assisted decoding asks for it."""
+        return self._primary_model.get_input_embeddings()
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        rows: Rows | None = None,
+        weights: Weights | None = None,
+        *,
+        trace: bool = False,
+        images: ImageMemory | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Write one continuation for each request (more with `num_return_sequences`).
+
+        Args:
+            rows: `rows[b][k]` is what the processor returned for the prompt of stream k of request
+                b: a mapping with `input_ids` `[1, S]`, no padding. Requests may have unequally
+                many streams: leave the last ones out, or put None.
+            weights: `[K]`, `[B, K]` or a function of the step; None for those of the constructor.
+            trace: also return `statistics` (`TokenStatistics`) and `engines` on the output; needs
+                `return_dict_in_generate=True`.
+            images: encoded images to share with other calls; None shares them within this one.
+            **kwargs: whatever `GenerationMixin.generate` takes, except what cannot work with
+                several streams, which is refused by name.
+
+        Returns:
+            What `generate` returns. Sequences start with the primary stream's prompt, left-padded.
+            Hidden states and attentions are None. To continue, call
+            `generate(None, input_ids=<sequences and new ids>, past_key_values=<returned>)`.
+
+        Raises:
+            InferKitError: before any forward pass, for input that cannot work.
+        """
+        if rows is None:
+            if weights is not None or trace:
+                raise InferKitError("A continued state keeps its weights and has no trace.")
+            return super().generate(**kwargs)
+        check_call(self, kwargs, trace)
+        images = ImageMemory() if images is None else images
+        cache, ids, mask = self._prepare(rows, weights, kwargs, images, record=trace)
+        prompt_length = ids.shape[1]
+        config = kwargs.get("generation_config") or self.generation_config
+        beams = kwargs.get("num_beams") or config.num_beams or 1
+        if beams > 1:  # finished beams leave the running ones: score them afterwards
+            cache.recorder = None
+        output = super().generate(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, **kwargs
+        )
+        if trace:
+            output.engines = cache.engines
+            if cache.recorder is not None:
+                output.statistics = cache.recorder.finish(output.sequences[:, -1])
+            else:
+                new = output.sequences[:, prompt_length:]
+                per_request = len(new) // len(rows)
+                output.statistics = self._statistics(rows, weights, images, new, per_request)
+        return output
+
+    def score(
+        self,
+        rows: Rows,
+        continuations: Sequence[Sequence[int] | Tensor],
+        weights: Weights | None = None,
+    ) -> Scores:
+        """Log-probabilities of given continuations, in one pass a stream.
+
+        Args:
+            rows: as in `generate`. continuations: for each request its token ids, not empty.
+            weights: as in `generate`.
+        """
+        if len(rows) != len(continuations):
+            raise InferKitError(
+                f"score needs one continuation for every request: got {len(continuations)} for "
+                f"{len(rows)}."
+            )
+        ids = [torch.as_tensor(c, dtype=torch.long).reshape(-1) for c in continuations]
+        for request, tokens in enumerate(ids):
+            if not len(tokens):
+                raise InferKitError(f"The continuation of request {request} is empty.")
+        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self.device)
+        statistics = self._statistics(rows, weights, ImageMemory(), padded, 1)
+        lengths = [len(tokens) for tokens in ids]
+        return Scores(
+            pooled=[row[:n] for row, n in zip(statistics.pooled, lengths, strict=True)],
+            streams=[row[:n] for row, n in zip(statistics.logprobs, lengths, strict=True)],
+            statistics=statistics,
+        )
+
+    @torch.no_grad()
+    def _statistics(
+        self,
+        rows: Rows,
+        weights: Weights | None,
+        images: ImageMemory,
+        continuations: Tensor,
+        per_request: int,
+    ) -> TokenStatistics:
+        """Figures for `continuations` `[B * per_request, n]`, teacher-forced."""
+        cache, _, _ = self._prepare(rows, weights, {}, images, record=False)
+        logits = cache.prefill(len(rows) * per_request)
+        if continuations.shape[1] > 1:
+            logits = torch.cat([logits, cache.step(continuations[:, :-1])], dim=2)
+        w = cache.pooling.weights_at(logits, cache.request, 0)
+        pooled = cache.pooling(logits, w)
+        return token_statistics(cache.pooling, logits, w, pooled, continuations)
+
+    def _prepare(
+        self,
+        rows: Rows,
+        weights: Weights | None,
+        kwargs: Mapping[str, Any],
+        images: ImageMemory,
+        record: bool,
+    ) -> tuple[StreamCache, Tensor, Tensor]:
+        """The empty state of a call, and the primary prompts, left-padded, with their mask."""
+        models = self._models_of(rows)
+        check_rows(rows, models, self._primary, kwargs)
+        pooling = resolve_pooling(
+            self._pool,
+            self._weights if weights is None else weights,
+            present_streams(rows, len(models)),
+            self._normalize,
+        )
+        cache = StreamCache(
+            entries=_entries_by_model(rows, models, pooling, images),
+            pooling=pooling,
+            requests=len(rows),
+            prompt_length=max(row[self._primary]["input_ids"].shape[1] for row in rows),
+            vocab_size=self.config.vocab_size,
+            device=self.device,
+            mode=self._mode,
+            recorder=Recorder(pooling) if record else None,
+        )
+        prompts = [row[self._primary]["input_ids"][0] for row in rows]
+        pad_token = self._pad_token(kwargs)
+        config = kwargs.get("generation_config") or self.generation_config
+        check_padding_penalty({len(prompt) for prompt in prompts}, config, kwargs, pad_token)
+        return cache, *_left_pad(prompts, pad_token, self.device)
+
+    def _models_of(self, rows: Rows) -> tuple[PreTrainedModel, ...]:
+        """One model for each of the K streams of this call."""
+        if self._any_number:
+            return self._models * max((len(row) for row in rows), default=1)
+        return self._models
+
+    def _pad_token(self, kwargs: Mapping[str, Any]) -> int:
+        config = kwargs.get("generation_config") or self.generation_config
+        for token in (kwargs.get("pad_token_id"), config.pad_token_id, config.eos_token_id):
+            if token is not None:
+                return int(token[0] if isinstance(token, list) else token)
+        return 0
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: StreamCache | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        if next_sequence_length is not None:
+            input_ids = input_ids[:, -next_sequence_length:]
+        return {"input_ids": input_ids, "past_key_values": past_key_values}
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        past_key_values: StreamCache | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Advance every stream by `input_ids` `[R, n]`; pooled logits `[R, n, V]`, float32.
+
+        The first call of a cache prefills the prompts that the cache was made with; the ids of the
+        primary prompt that `generate` passes are then known already, and only drafts after them
+        are fed.
+        """
+        cache = past_key_values
+        if cache is None:
+            raise InferKitError("CoupledLM is called through generate(rows) or score(rows, ...).")
+        first = cache.seen == 0
+        if first:
+            logits = cache.prefill(input_ids.shape[0])
+            drafts = input_ids[:, cache.seen :]
+            input_ids = input_ids[:, cache.seen - 1 :]
+            if drafts.shape[1]:
+                logits = torch.cat([logits, cache.step(drafts)], dim=2)
+        else:
+            logits = cache.step(input_ids)
+        pooled = self._pool_step(cache, input_ids, logits)
+        return CausalLMOutputWithPast(logits=pooled, past_key_values=cache)
+
+    def _pool_step(self, cache: StreamCache, fed: Tensor, logits: Tensor) -> Tensor:
+        pooling = cache.pooling
+        if pooling.is_identity and cache.recorder is None:
+            return logits[:, 0]
+        position = cache.new_tokens - fed.shape[1] + 1
+        weights = pooling.weights_at(logits, cache.request, position)
+        pooled = logits[:, 0] if pooling.is_identity else pooling(logits, weights)
+        if cache.recorder is not None:
+            cache.recorder.offer(fed, logits, weights, pooled)
+        return pooled
+
+
+def _entries_by_model(
+    rows: Rows, models: Sequence[PreTrainedModel], pooling: Pooling, images: ImageMemory
+) -> list[tuple[PreTrainedModel, list[Entry]]]:
+    """The streams to run, for each distinct model, ordered by request and stream.
+
+    Rows that show the same images share one pass through the vision encoder.
+    """
+    grouped: dict[int, tuple[PreTrainedModel, list[Entry]]] = {}
+    for b, row in enumerate(rows):
+        for slot, k in enumerate(pooling.streams):
+            if not pooling.present[b, slot]:
+                continue
+            model, inputs = models[k], row[k]
+            assert inputs is not None
+            _, entries = grouped.setdefault(id(model), (model, []))
+            entries.append(Entry(request=b, stream=slot, inputs=images.encode(model, inputs)))
+    return list(grouped.values())
+
+
+def _left_pad(
+    prompts: Sequence[Tensor], pad_token: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """`[B, longest]` ids and their mask."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad_token, dtype=torch.long, device=device)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = prompt.to(device)
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask

@@ -1,0 +1,185 @@
+"""The pool of one `generate` call: weights laid out for the streams that run, checked once."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from infer_kit.errors import InferKitError
+from infer_kit.pool import PoolFunction, Step, WeightFunction, mixture, product
+
+Weights = Sequence[float] | Sequence[Sequence[float]] | Tensor | WeightFunction
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """Which streams run, and how their logits become one.
+
+    Attributes:
+        pool: "product", "mixture", or a function of (logprobs `[R, K, n, V]`, weights `[R, K]`).
+        weights: `[B, K]` float32 over the streams that run, 0 where a request lacks one; None
+            where `weight_function` gives them.
+        weight_function: gives `[R, K]` or `[R, K, n]` weights from a `Step`.
+        present: `[B, K]` bool, the (request, stream) pairs that run.
+        streams: indices of the K running streams among those that the caller named.
+        normalize: divide function-given weights by their sum.
+    """
+
+    pool: str | PoolFunction
+    weights: Tensor | None
+    weight_function: WeightFunction | None
+    present: Tensor
+    streams: tuple[int, ...]
+    normalize: bool = False
+
+    @property
+    def is_identity(self) -> bool:
+        """One stream of weight exactly 1: its raw logits are the answer, untouched."""
+        if callable(self.pool) or self.weights is None or len(self.streams) > 1:
+            return False
+        return bool((self.weights == 1).all())
+
+    @property
+    def signed(self) -> bool:
+        """Whether −inf needs guarding: some weight is negative, or not known in advance."""
+        return self.weights is None or bool((self.weights < 0).any())
+
+    def weights_at(self, logits: Tensor, request: Tensor, position: int) -> Tensor:
+        """`[R, K]` or `[R, K, n]` float32 weights for logits `[R, K, n, V]`.
+
+        Args:
+            logits: of the streams.
+            request: `[R]`, the request of each sequence.
+            position: index of the first token being chosen among the new ones.
+        """
+        if self.weights is not None:
+            return self.weights.to(logits.device).index_select(0, request)
+        assert self.weight_function is not None
+        n = logits.shape[2]
+        step = Step(
+            logprobs=logits.log_softmax(-1),
+            position=torch.arange(position, position + n, device=logits.device),
+            request=request,
+        )
+        weights = torch.as_tensor(self.weight_function(step), dtype=torch.float32)
+        weights = weights.to(logits.device)
+        allowed = {(*logits.shape[:2],), (*logits.shape[:2], n)}
+        if tuple(weights.shape) not in allowed:
+            raise InferKitError(
+                f"The weight function returned a tensor of shape {tuple(weights.shape)}; expected "
+                f"[R, K] = {list(logits.shape[:2])} or [R, K, n] = {list(logits.shape[:3])}."
+            )
+        present = self.present.to(logits.device).index_select(0, request)
+        weights = weights * (present if weights.dim() == 2 else present[..., None])
+        if self.normalize:
+            weights = weights / weights.sum(1, keepdim=True)
+        return weights
+
+    def __call__(self, logits: Tensor, weights: Tensor) -> Tensor:
+        """Pooled scores at the scale of raw logits.
+
+        What `generate` does next is not always shift invariant (a repetition penalty), so the
+        free constant is set such that equal streams give back their own logits.
+
+        Args:
+            logits: `[R, K, n, V]` float32. weights: `[R, K]` or `[R, K, n]`.
+
+        Returns:
+            `[R, n, V]` float32.
+        """
+        if self.pool == "product":
+            return product(logits, weights, signed=self.signed)
+        log_z = logits.logsumexp(-1, keepdim=True)
+        logprobs = logits - log_z
+        if callable(self.pool):
+            pooled = self.pool(logprobs, weights)
+            expected = (logits.shape[0], *logits.shape[2:])
+            if tuple(pooled.shape) != expected:
+                raise InferKitError(
+                    f"The pool function returned a tensor of shape {tuple(pooled.shape)}; "
+                    f"expected [R, n, V] = {list(expected)}."
+                )
+            return pooled + log_z.mean(1)
+        w = weights if weights.dim() == 3 else weights[..., None]
+        return mixture(logprobs, weights) + (w[..., None] * log_z).sum(1)
+
+
+def resolve_pooling(
+    pool: str | PoolFunction,
+    weights: Weights | None,
+    present: Tensor,
+    normalize: bool = False,
+) -> Pooling:
+    """Check the weights of one call and find out which streams need to run.
+
+    Args:
+        pool: "product", "mixture" or a function.
+        weights: `[K]`, `[B, K]`, a function of the step, or None for 1 each (product and
+            functions) or 1 / (number of streams) each (mixture).
+        present: `[B, K]` bool, the streams that each request has.
+        normalize: divide the weights of each request by their sum.
+
+    Raises:
+        InferKitError: a weight is not finite, a mixture's is negative or they do not sum to 1, all
+            weights of a request are zero, or the shape is neither `[K]` nor `[B, K]`.
+    """
+    if isinstance(pool, str) and pool not in ("product", "mixture"):
+        raise InferKitError(f"Unknown pool {pool!r}: use 'product', 'mixture' or a function.")
+    every = tuple(range(present.shape[1]))
+    if callable(weights):
+        return Pooling(pool, None, weights, present, every, normalize)
+    table = _table(weights, present, pool)
+    if normalize:
+        total = table.sum(1, keepdim=True)
+        if bool((total.abs() < 1e-12).any()):
+            request = int((total.abs() < 1e-12).squeeze(1).nonzero()[0])
+            raise InferKitError(
+                f"Weights of request {request} sum to 0 and cannot be normalised: "
+                f"{table[request].tolist()}."
+            )
+        table = table / total
+    _check(table, present, pool)
+    if callable(pool):  # it may use a stream of weight 0, so every stream runs
+        return Pooling(pool, table.float(), None, present, every)
+    running = present & (table != 0)
+    streams = tuple(k for k in every if bool(running[:, k].any()))
+    kept = list(streams)
+    return Pooling(pool, table[:, kept].float(), None, running[:, kept], streams)
+
+
+def _table(weights: Sequence | Tensor | None, present: Tensor, pool: str | Callable) -> Tensor:
+    """Weights as `[B, K]` float64, 0 where a request has no such stream."""
+    requests, streams = present.shape
+    if weights is None:
+        table = present.double()
+        return table / table.sum(1, keepdim=True) if pool == "mixture" else table
+    table = torch.as_tensor(weights, dtype=torch.float64).cpu()
+    if tuple(table.shape) == (streams,):
+        table = table.expand(requests, streams)
+    elif tuple(table.shape) != (requests, streams):
+        raise InferKitError(
+            f"Weights have shape {list(table.shape)}; expected [{streams}] (one a stream) or "
+            f"[{requests}, {streams}] (one a request and stream)."
+        )
+    return table.masked_fill(~present, 0.0) if bool(table.isfinite().all()) else table
+
+
+def _check(table: Tensor, present: Tensor, pool: str | Callable) -> None:
+    for request, row in enumerate(table.tolist()):
+        if not all(math.isfinite(w) for w in row):
+            raise InferKitError(f"Weights of request {request} are not finite: {row}.")
+        if all(w == 0 for w in row):
+            raise InferKitError(f"All weights of request {request} are 0: no stream would be run.")
+        if pool == "mixture":
+            if min(row) < 0:
+                raise InferKitError(
+                    f"A mixture needs weights ≥ 0, got {row} for request {request}. "
+                    "Negative weights work with pool='product'."
+                )
+            if abs(sum(row) - 1) > 1e-5:
+                raise InferKitError(
+                    f"Mixture weights must sum to 1, got {row} (sum {sum(row):g}) for request "
+                    f"{request}. Pass normalize=True to divide them by their sum."
+                )

@@ -1,0 +1,123 @@
+"""Chats to unpadded rows, by the model's own processor and chat template."""
+
+import re
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from infer_kit.chats import Chat
+from infer_kit.errors import InferKitError
+
+
+class RowMaker:
+    """Renders chats with one processor (or tokenizer) for one model."""
+
+    def __init__(
+        self, processor: Any, model: PreTrainedModel, chat_template: str | None = None
+    ) -> None:
+        """Args:
+        processor: the model's own processor, or its tokenizer if it reads text only.
+        model: the model that reads the rows.
+        chat_template: a Jinja template, where the processor has none or another is wanted.
+
+        Raises:
+            InferKitError: there is no chat template, or the processor belongs to another model.
+        """
+        self.processor = processor
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        self._takes_images = getattr(processor, "image_processor", None) is not None
+        self._template = chat_template
+        own = getattr(processor, "chat_template", None) or getattr(
+            self.tokenizer, "chat_template", None
+        )
+        if chat_template is None and own is None:
+            raise InferKitError(
+                f"{type(processor).__name__} has no chat template, and none was given.",
+                hint="Pass chat_template='...' (Jinja), as the model's card describes it.",
+            )
+        self._template = chat_template or (
+            None if getattr(processor, "chat_template", None) else own
+        )
+        _check_same_model(processor, self.tokenizer, model)
+
+    def row(self, chat: Chat, request: int) -> dict[str, Any]:
+        """What the processor returns for the chat and the start of the assistant's answer.
+
+        Args:
+            chat: with loaded images (`load_images`).
+            request: named in errors.
+
+        Raises:
+            InferKitError: images and placeholders differ in number, or the processor refuses.
+        """
+        images = sum(part["type"] == "image" for turn in chat for part in turn["content"])
+        self._check_placeholders(chat, images, request)
+        options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True}
+        options |= {"return_dict": True, "return_tensors": "pt"}
+        if self._template is not None:
+            options["chat_template"] = self._template
+        conversation = chat if self._takes_images else _plain_content(chat)
+        try:
+            inputs = self.processor.apply_chat_template(conversation, **options)
+        except Exception as error:
+            raise InferKitError(
+                f"Prompt {request}: {type(self.processor).__name__} cannot render the chat: {error}"
+            ) from error
+        return dict(inputs)
+
+    def without_special_tokens(self, text: str) -> str:
+        """Text with the strings of special tokens (turn markers, image placeholders) taken out."""
+        tokens = set(self.tokenizer.all_special_tokens) | set(self._image_tokens())
+        tokens |= {str(t) for t in self.tokenizer.added_tokens_decoder.values() if t.special}
+        tokens.discard("")
+        if not tokens:
+            return text
+        pattern = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
+        while (stripped := re.sub(pattern, "", text)) != text:  # removal can form another one
+            text = stripped
+        return text
+
+    def _image_tokens(self) -> list[str]:
+        names = ("image_token", "boi_token")
+        return [t for name in names if isinstance(t := getattr(self.processor, name, None), str)]
+
+    def _check_placeholders(self, chat: Chat, images: int, request: int) -> None:
+        if images and not self._takes_images:
+            raise InferKitError(
+                f"Prompt {request} has {images} image(s), but {type(self.processor).__name__} "
+                "takes text only.",
+                hint="Pass the model's processor (AutoProcessor), not its tokenizer.",
+            )
+        texts = [part["text"] for t in chat for part in t["content"] if part["type"] == "text"]
+        written = sum(text.count(token) for text in texts for token in self._image_tokens())
+        if written:
+            raise InferKitError(
+                f"Prompt {request} contains {images + written} image placeholder(s) but {images} "
+                "image(s) were given.",
+                hint="Give images as content parts; the chat template writes the placeholders.",
+            )
+
+
+def _check_same_model(processor: Any, tokenizer: Any, model: PreTrainedModel) -> None:
+    """Raise where the processor's ids cannot be the model's."""
+    names = f"{type(processor).__name__} and {type(model).__name__}"
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise InferKitError(
+            f"{names} do not belong together: the tokenizer has {len(tokenizer)} tokens, the model "
+            f"{rows}."
+        )
+    theirs = getattr(processor, "image_token_id", None)
+    ours = getattr(model.config, "image_token_id", None)
+    if None not in (theirs, ours) and theirs != ours:
+        raise InferKitError(
+            f"{names} do not belong together: the image placeholder is token {theirs} for the "
+            f"processor and {ours} for the model."
+        )
+
+
+def _plain_content(chat: Chat) -> list[dict[str, Any]]:
+    """Tokenizers' templates expect a string as content."""
+    return [
+        {**turn, "content": "\n".join(part["text"] for part in turn["content"])} for turn in chat
+    ]

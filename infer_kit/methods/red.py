@@ -1,0 +1,347 @@
+r"""RED: rationale-enhanced decoding.
+
+Source: Yamaguchi et al., "Rationale-Enhanced Decoding for Multi-modal Chain-of-Thought", CVPR 2026,
+arXiv 2507.07685.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infer_kit.backends import Answers, Backend, backend_for
+from infer_kit.chats import Chat, as_chats, question_of, with_question
+from infer_kit.errors import InferKitError
+from infer_kit.methods.prompts import KINDS, Prompts
+from infer_kit.pool import Step, solve_kl_budget
+from infer_kit.streams import Group, Stream
+from infer_kit.trace import Trace
+
+INTERVENTIONS = ("own", "given", "shuffled", "empty")
+_RATIONALE_DEFAULTS = {"max_new_tokens": 1024, "do_sample": False}
+
+
+@dataclass(frozen=True)
+class REDOutput:
+    """The answers to one chat or to a list of chats.
+
+    For one chat with one returned sequence, `text`, `rationale` and `trace` are single items;
+    otherwise lists, `num_return_sequences` entries a chat (rationales: one a chat).
+
+    Attributes:
+        text: the answer. rationale: what stream 1 read; None where its weight is 0.
+        trace: each stream's part in each token, or None with `trace=False`.
+        sequences: `[R, prompt + new]` ids, the image stream's padded prompt first.
+        engines: how the streams were run ("fused" or "serial").
+        output: the backend's output: `scores`, `logits`, `sequences_scores` of the pooled
+            distribution where they were asked for.
+    """
+
+    text: str | list[str]
+    rationale: str | None | list[str | None]
+    trace: Trace | None | list[Trace] | None
+    sequences: Any
+    engines: tuple[str, ...]
+    output: Any = field(repr=False)
+
+
+class RED:
+    r"""Answers drawn from $p(y \mid x, q) \cdot p(y \mid r, q)^\lambda / Z$, token by token.
+
+    x is the image, q the question and r a rationale, either the model's own (step 1,
+    $r \sim p(r \mid x, q)$) or the user's. The two contexts never meet: stream "image" reads image
+    and question, stream "rationale" reads rationale and question. It is the maximiser of
+    $E_\pi[\log p_r] - \frac1\lambda \mathrm{KL}(\pi \| p_x)$ (§3 of the paper).
+
+    Differences from the published code: the question is put whole into the rationale request
+    (there: its first line); the prompt texts are this project's own; weight 0 is exactly
+    `model.generate()` on the same prompt, and asks for no rationale.
+
+    Example:
+        >>> red = RED(model, processor, weight=0.5)
+        >>> red.generate([{"role": "user", "content": [
+        ...     {"type": "image", "image": "cat.png"},
+        ...     {"type": "text", "text": "What is the cat doing?"}]}], max_new_tokens=64).text
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        weight: float | None = None,
+        kind: str = "cot",
+        normalize: bool = False,
+        kl_budget: float | None = None,
+        prompts: Prompts | None = None,
+        image_weight: float = 1.0,
+        rationale_generation: dict[str, Any] | None = None,
+        trace: bool = True,
+        chat_template: str | None = None,
+    ) -> None:
+        """Args:
+        model: a transformers vision-language model (or a language model, for text alone).
+        processor: the model's own processor.
+        weight: λ, the weight of the rationale stream; None is 0.5, the paper's for Qwen2.5-VL.
+        kind: "cot", a reasoned description, or "ccot", a scene graph.
+        normalize: divide both weights by their sum, so that temperature keeps its usual
+            meaning under sampling; greedy answers do not change.
+        kl_budget: in place of a weight: nats a token by which the pool may depart from the
+            image stream, KL(π ‖ p_x); λ is solved at every step.
+        prompts: texts of your own, in place of `kind`.
+        image_weight: the weight of the image stream; 0 reads the rationale alone.
+        rationale_generation: generate arguments of step 1; default greedy, at most 1024 tokens.
+        trace: record each stream's part in each token.
+        chat_template: a Jinja template, where the processor has none.
+
+        Raises:
+            InferKitError: weights are not finite, both a weight and a budget are given, the kind
+                is unknown, or processor and model do not belong together.
+        """
+        if weight is not None and kl_budget is not None:
+            raise InferKitError(
+                f"weight={weight} and kl_budget={kl_budget} both set λ; give one of them."
+            )
+        if kl_budget is not None and not (math.isfinite(kl_budget) and kl_budget > 0):
+            raise InferKitError(f"kl_budget is in nats a token and positive, got {kl_budget}.")
+        if kl_budget is not None and (normalize or image_weight != 1.0):
+            raise InferKitError("kl_budget solves λ for image_weight=1 and normalize=False only.")
+        if prompts is None:
+            if kind not in KINDS:
+                raise InferKitError(f"Unknown kind {kind!r}: use one of {sorted(KINDS)}.")
+            prompts = KINDS[kind]
+        self.weight = 0.5 if weight is None else weight
+        self.image_weight = image_weight
+        self._weights(1, None)  # raises for weights that are not finite
+        self.prompts = prompts
+        self.normalize = normalize
+        self.kl_budget = kl_budget
+        self.trace = trace
+        self._rationale_generation = {**_RATIONALE_DEFAULTS, **(rationale_generation or {})}
+        self.backend: Backend = backend_for(model, processor, chat_template)
+        self.backend.check(**self._rationale_generation)
+
+    def generate(
+        self,
+        messages: Any,
+        rationale: str | Sequence[str] | None = None,
+        weight: float | Sequence[float] | None = None,
+        **generate_kwargs: Any,
+    ) -> REDOutput:
+        """Answer one chat, or a list of chats together.
+
+        Args:
+            messages: a chat (list of `{"role", "content"}`, images as content parts
+                `{"type": "image", "image": <PIL image, path or URL>}`), or a list of chats. The
+                last turn is the question.
+            rationale: a text of your own for each chat, in place of step 1.
+            weight: λ for each chat, in place of the constructor's.
+            **generate_kwargs: `GenerationMixin.generate`'s, for the answer; `streamer` streams it.
+
+        Raises:
+            InferKitError: before any forward pass, naming the prompt that cannot work.
+        """
+        return self._run(messages, rationale, weight, self.backend.new_memory(), generate_kwargs)
+
+    def rationales(self, messages: Any) -> str | list[str]:
+        """Step 1 alone: what the model writes about image and question."""
+        chats, single = as_chats(messages)
+        for b, chat in enumerate(chats):
+            question_of(chat, b)
+        texts = self._rationales(chats, range(len(chats)), self.backend.new_memory())
+        return texts[0] if single else texts
+
+    def intervene(
+        self,
+        messages: Any,
+        kinds: Sequence[str] = ("own", "shuffled", "empty"),
+        given: str | Sequence[str] | None = None,
+        **generate_kwargs: Any,
+    ) -> dict[str, REDOutput]:
+        """Answer with several rationales, to see whether the rationale matters (paper, §5).
+
+        The model's own rationales are written once and every image is encoded once.
+
+        Args:
+            messages: a list of chats (one is enough without "shuffled").
+            kinds: of "own", "given" (needs `given`), "shuffled" (each chat gets the next one's
+                own rationale) and "empty".
+            given: a rationale for each chat.
+            **generate_kwargs: for the answers.
+
+        Returns:
+            Kind to `REDOutput`.
+        """
+        chats, single = as_chats(messages)
+        unknown = [kind for kind in kinds if kind not in INTERVENTIONS]
+        if unknown:
+            raise InferKitError(f"Unknown interventions {unknown}: use {list(INTERVENTIONS)}.")
+        if "shuffled" in kinds and len(chats) < 2:
+            raise InferKitError("Shuffling rationales needs at least two chats, got 1.")
+        if ("given" in kinds) != (given is not None):
+            raise InferKitError("The intervention 'given' and the argument given= go together.")
+        self.backend.check(**generate_kwargs)
+        for b, chat in enumerate(chats):
+            question_of(chat, b)
+        memory = self.backend.new_memory()
+        texts: dict[str, Any] = {"given": given, "empty": [""] * len(chats)}
+        if {"own", "shuffled"} & set(kinds):
+            own = self._rationales(chats, range(len(chats)), memory)
+            texts |= {"own": own, "shuffled": [*own[1:], own[0]]}
+        if single:
+            texts = {k: v[0] if isinstance(v, list) else v for k, v in texts.items()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*rationale.* empty.*")
+            return {
+                kind: self._run(messages, texts[kind], None, memory, dict(generate_kwargs))
+                for kind in kinds
+            }
+
+    def group(self, chat: Chat, rationale: str | None, weight: float, request: int = 0) -> Group:
+        """The streams of one request: image and question, rationale and question.
+
+        Methods compose by joining the streams of their groups.
+        """
+        streams = [self._image_stream(chat, request)]
+        if rationale is not None:
+            streams.append(self._rationale_stream(chat, rationale, weight, request))
+        return Group(tuple(streams))
+
+    def _image_stream(self, chat: Chat, request: int) -> Stream:
+        text = self.prompts.fill("image_context", question_of(chat, request))
+        context = self.backend.render(with_question(chat, text), request)
+        return Stream(context, self.image_weight, "image")
+
+    def _rationale_stream(self, chat: Chat, rationale: str, weight: float, request: int) -> Stream:
+        text = self.prompts.fill("rationale_context", question_of(chat, request), rationale)
+        context = self.backend.render(with_question(chat, text, images=False), request)
+        return Stream(context, weight, "rationale")
+
+    def _run(
+        self, messages: Any, rationale: Any, weight: Any, memory: Any, kwargs: dict[str, Any]
+    ) -> REDOutput:
+        chats, single = as_chats(messages)
+        weights = self._weights(len(chats), weight)
+        given = self._given(rationale, len(chats))
+        self.backend.check(**kwargs)
+        image_streams = [self._image_stream(chat, b) for b, chat in enumerate(chats)]
+        texts: list[str | None] = list(given) if given else [None] * len(chats)
+        if given is None:
+            wanted = [b for b, w in enumerate(weights) if w != 0 or self.kl_budget is not None]
+            written = self._rationales([chats[b] for b in wanted], wanted, memory)
+            for b, text in zip(wanted, written, strict=True):
+                texts[b] = text
+        groups = []
+        for b, (chat, image, text) in enumerate(zip(chats, image_streams, texts, strict=True)):
+            streams = [image]
+            if text is not None:
+                streams.append(self._rationale_stream(chat, text, weights[b], b))
+            groups.append(Group(tuple(streams)))
+        answers = self.backend.generate(
+            groups,
+            normalize=self.normalize,
+            weights=self._budget_weights if self.kl_budget is not None else None,
+            trace=self.trace,
+            memory=memory,
+            **kwargs,
+        )
+        return _output(answers, texts, single)
+
+    def _rationales(self, chats: Sequence[Chat], requests: Sequence[int], memory: Any) -> list[str]:
+        """Step 1 for each chat; `requests` are their numbers in messages to the user."""
+        if not chats:
+            return []
+        groups = []
+        for b, chat in zip(requests, chats, strict=True):
+            text = self.prompts.fill("rationale_request", question_of(chat, b))
+            context = self.backend.render(with_question(chat, text), b)
+            groups.append(Group((Stream(context, 1.0, "image"),)))
+        answers = self.backend.generate(groups, memory=memory, **self._rationale_generation)
+        limit = self._rationale_generation["max_new_tokens"]
+        texts = []
+        for b, text, tokens in zip(requests, answers.texts, answers.tokens, strict=True):
+            text = self.backend.clean(text).strip()
+            if not text:
+                warnings.warn(f"The rationale of prompt {b} is empty.", stacklevel=4)
+            elif len(tokens) >= limit:
+                warnings.warn(
+                    f"The rationale of prompt {b} was cut at max_new_tokens={limit}. Raise it with "
+                    "rationale_generation={'max_new_tokens': ...}.",
+                    stacklevel=4,
+                )
+            texts.append(text)
+        return texts
+
+    def _given(self, rationale: Any, chats: int) -> list[str] | None:
+        if rationale is None:
+            return None
+        texts = [rationale] if isinstance(rationale, str) else list(rationale)
+        if len(texts) != chats:
+            raise InferKitError(
+                f"RED needs a rationale for every row: got {len(texts)} rationales for {chats} "
+                "prompts."
+            )
+        cleaned = []
+        for b, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InferKitError(
+                    f"The rationale of prompt {b} is a {type(text).__name__}, not a text."
+                )
+            clean = self.backend.clean(text)
+            if clean != text:
+                warnings.warn(
+                    f"Special tokens were taken out of the rationale of prompt {b}: they would end "
+                    "the turn or stand for an image.",
+                    stacklevel=4,
+                )
+            if not clean.strip():
+                warnings.warn(f"The rationale of prompt {b} is empty.", stacklevel=4)
+            cleaned.append(clean)
+        return cleaned
+
+    def _weights(self, chats: int, weight: Any) -> list[float]:
+        """λ of each chat."""
+        if weight is not None and self.kl_budget is not None:
+            raise InferKitError("kl_budget sets λ; a weight cannot be given as well.")
+        value = self.weight if weight is None else weight
+        if isinstance(value, int | float):
+            weights = [float(value)] * chats
+        else:
+            weights = [float(w) for w in value]
+        if len(weights) != chats:
+            raise InferKitError(
+                f"RED needs one weight, or one for every row: got {len(weights)} weights for "
+                f"{chats} prompts."
+            )
+        for b, w in enumerate(weights):
+            if not math.isfinite(w) or not math.isfinite(self.image_weight):
+                raise InferKitError(
+                    f"Weights must be finite, got weight={w}, image_weight={self.image_weight} "
+                    f"for prompt {b}.",
+                    hint="The rationale alone is image_weight=0, weight=1.",
+                )
+            if w == 0 and self.image_weight == 0:
+                raise InferKitError(f"Both weights of prompt {b} are 0: no stream would be run.")
+        return weights
+
+    def _budget_weights(self, step: Step) -> Tensor:
+        """Weights (1, λ) with λ solved at each position for the KL budget."""
+        assert self.kl_budget is not None
+        solved = solve_kl_budget(step.logprobs[:, 0], step.logprobs[:, 1], self.kl_budget)
+        return torch.stack([torch.ones_like(solved), solved], dim=1)
+
+
+def _output(answers: Answers, rationales: list[str | None], single: bool) -> REDOutput:
+    one = single and len(answers.texts) == 1
+    traces = answers.traces
+    return REDOutput(
+        text=answers.texts[0] if one else answers.texts,
+        rationale=rationales[0] if single else rationales,
+        trace=traces[0] if one and traces else traces,
+        sequences=answers.output.sequences,
+        engines=answers.engines,
+        output=answers.output,
+    )

@@ -1,0 +1,202 @@
+r"""What each stream contributed to each token of an answer.
+
+For a product pool the log-odds of the chosen token $a$ over any other token $b$ is exactly a sum:
+$\log \pi(a) - \log \pi(b) = \sum_k w_k (\log p_k(a) - \log p_k(b))$. A trace gives the parts over
+the runner-up.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from infer_kit.errors import InferKitError, MissingExtra
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from infer_kit.engine.recording import TokenStatistics
+
+_COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One answer of T tokens, drawn from K streams. Natural logarithms.
+
+    Attributes:
+        streams: names of the K streams.
+        pool: "product", "mixture" or "custom".
+        tokens: T texts. token_ids: `[T]`.
+        pooled: `[T]` log π of each token under the normalised pool.
+        logprobs: `[T, K]` log p_k of each token; NaN for a stream that did not run.
+        weights: `[T, K]` the weights in force at each token.
+        runner_up: T texts, the best token other than the chosen one.
+        runner_up_pooled: `[T]`. runner_up_logprobs: `[T, K]`.
+        top: T × K texts, each stream's own best token.
+        decisive: `[T, K]` bool, whether the pool's best token would be another one without the
+            stream.
+        divergence: `[T]` Jensen–Shannon divergence between the streams, nats, at most log K.
+    """
+
+    streams: tuple[str, ...]
+    pool: str
+    tokens: tuple[str, ...]
+    token_ids: np.ndarray
+    pooled: np.ndarray
+    logprobs: np.ndarray
+    weights: np.ndarray
+    runner_up: tuple[str, ...]
+    runner_up_pooled: np.ndarray
+    runner_up_logprobs: np.ndarray
+    top: tuple[tuple[str, ...], ...]
+    decisive: np.ndarray
+    divergence: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def margin(self) -> np.ndarray:
+        """`[T]` log π(chosen) − log π(runner-up); negative where sampling took a lesser token."""
+        return self.pooled - self.runner_up_pooled
+
+    @property
+    def parts(self) -> np.ndarray:
+        """`[T, K]` what each stream adds to the margin; they sum to it. Product pools only."""
+        if self.pool != "product":
+            raise InferKitError(f"Margins are sums over streams for a product, not a {self.pool}.")
+        parts = self.weights * (self.logprobs - self.runner_up_logprobs)
+        return np.where(np.isnan(self.logprobs), 0.0, parts)
+
+    def mattered(self, stream: str) -> bool:
+        """Whether some token's greedy choice would have been another one without `stream`."""
+        if stream not in self.streams:
+            raise InferKitError(f"No stream {stream!r}; this trace has {list(self.streams)}.")
+        return bool(self.decisive[:, self.streams.index(stream)].any())
+
+    def table(self, title: str | None = None) -> "Table":
+        """A rich table, a row a token, coloured by the stream that added most to its margin."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title)
+        table.add_column("token")
+        table.add_column("p", justify="right")
+        table.add_column("over")
+        for k, name in enumerate(self.streams):
+            table.add_column(f"{name} wants", style=_COLOURS[k % len(_COLOURS)])
+            if self.pool == "product":
+                table.add_column("adds", justify="right", style=_COLOURS[k % len(_COLOURS)])
+        table.add_column("JSD", justify="right")
+        parts = self.parts if self.pool == "product" else np.zeros_like(self.logprobs)
+        for t, token in enumerate(self.tokens):
+            colour = _COLOURS[int(parts[t].argmax()) % len(_COLOURS)] if len(self.streams) else ""
+            cells: list[Any] = [
+                Text(repr(token), style=f"bold {colour}"),
+                f"{np.exp(self.pooled[t]):.2f}",
+                repr(self.runner_up[t]),
+            ]
+            for k in range(len(self.streams)):
+                mark = " *" if self.decisive[t, k] else ""
+                cells.append(repr(self.top[t][k]) + mark)
+                if self.pool == "product":
+                    cells.append(f"{parts[t, k]:+.2f}")
+            table.add_row(*cells, f"{self.divergence[t]:.2f}")
+        table.caption = "adds: nats for the token over the runner-up; *: decided the token"
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, numbers and strings, for JSON. NaN becomes None."""
+        out: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            out[field.name] = _plain(value)
+        out["margin"] = _plain(self.margin)
+        if self.pool == "product":
+            out["parts"] = _plain(self.parts)
+        return out
+
+    def figure(self, path: str | Path, title: str | None = None) -> Path:
+        """Save a bar chart of each stream's part in each token's margin; PNG, SVG or PDF.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        try:
+            import matplotlib
+
+            matplotlib.use("Agg", force=False)
+            from matplotlib import pyplot as plt
+        except ImportError as error:
+            raise MissingExtra(
+                "matplotlib is not installed.", hint="pip install 'infer-kit[plots]'"
+            ) from error
+        parts, count = self.parts, len(self.streams)
+        places = np.arange(len(self))
+        figure, axes = plt.subplots(figsize=(max(4.0, 0.6 * len(self) + 2), 3.2))
+        for k, name in enumerate(self.streams):
+            axes.bar(places + (k - (count - 1) / 2) * 0.8 / count, parts[:, k], 0.8 / count,
+                     label=f"{name} (w={self.weights[0, k]:g})")  # fmt: skip
+        axes.plot(places, self.margin, "k_", markersize=14, label="margin")
+        axes.axhline(0, color="grey", linewidth=0.8)
+        labels = [f"{a}\nnot {b}" for a, b in zip(self.tokens, self.runner_up, strict=True)]
+        axes.set_xticks(places, labels)
+        axes.set_ylabel("nats over the runner-up")
+        if title:
+            axes.set_title(title)
+        axes.legend(fontsize="small")
+        figure.tight_layout()
+        figure.savefig(path, dpi=150)
+        plt.close(figure)
+        return Path(path)
+
+
+def trace_of(
+    statistics: "TokenStatistics",
+    row: int,
+    length: int,
+    streams: Sequence[str],
+    pool: str,
+    decode: Callable[[int], str],
+) -> Trace:
+    """The trace of one sequence out of a batch's figures.
+
+    Args:
+        statistics: of all sequences. row: which one. length: its tokens without padding.
+        streams: names of the streams that ran, in the pool's order.
+        pool: "product", "mixture" or "custom".
+        decode: one token id to text.
+    """
+
+    def array(name: str) -> np.ndarray:
+        return getattr(statistics, name)[row, :length].cpu().numpy()
+
+    ids = array("chosen")
+    return Trace(
+        streams=tuple(streams),
+        pool=pool,
+        tokens=tuple(decode(int(i)) for i in ids),
+        token_ids=ids,
+        pooled=array("pooled"),
+        logprobs=array("logprobs"),
+        weights=array("weights"),
+        runner_up=tuple(decode(int(i)) for i in array("runner_up")),
+        runner_up_pooled=array("runner_up_pooled"),
+        runner_up_logprobs=array("runner_up_logprobs"),
+        top=tuple(tuple(decode(int(i)) for i in tokens) for tokens in array("top")),
+        decisive=array("decisive"),
+        divergence=array("divergence"),
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
