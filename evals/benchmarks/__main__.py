@@ -1,0 +1,15 @@
+"""`python -m evals.benchmarks`: every benchmark in turn, with the options given."""
+
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+HELPERS = {"__main__", "measuring"}
+
+if __name__ == "__main__":
+    folder = Path(__file__).parent
+    for module in sorted(m.name for m in pkgutil.iter_modules([str(folder)])):
+        if module not in HELPERS:
+            print(f"== {module}", flush=True)
+            subprocess.run([sys.executable, str(folder / f"{module}.py"), *sys.argv[1:]], check=True)

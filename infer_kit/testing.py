@@ -1,0 +1,285 @@
+r"""The laws of the engine as assertions, for this project's tests and for yours.
+
+Each function takes models and rows (what a processor returns for one unpadded prompt), runs both
+sides of a law, and raises `AssertionError` with what was found. Keyword arguments are handed to
+`generate`. Run them on your own model before you rely on it:
+
+    >>> from infer_kit.testing import assert_zero_law, assert_batch_law
+    >>> assert_zero_law(model, [row, other_row])
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from infer_kit.engine.coupled_lm import CoupledLM
+
+Row = Mapping[str, Any]
+_OUTPUT = {"return_dict_in_generate": True, "output_logits": True}
+
+
+def assert_zero_law(
+    model: PreTrainedModel,
+    streams: Sequence[Row],
+    tolerance: float = 0.0,
+    engine: str = "fused",
+    **generate_kwargs: Any,
+) -> None:
+    r"""$w = (1, 0, \dots, 0)$: tokens and logits are those of `model.generate()`.
+
+    Args:
+        streams: the rows of one request; the first is compared with plain `generate`.
+        tolerance: largest difference of a logit; 0 is bitwise.
+        engine: the engine that must have run.
+    """
+    options = {"max_new_tokens": 8, "do_sample": False} | generate_kwargs | _OUTPUT
+    lm = CoupledLM([model] * len(streams))
+    ours = _seeded(
+        lambda: lm.generate([list(streams)], weights=[1.0] + [0.0] * (len(streams) - 1), **options)
+    )
+    plain = _seeded(lambda: model.generate(**streams[0], **options))
+    _assert_engine(ours, engine)
+    _assert_same_tokens(ours.sequences, plain.sequences, "w = (1, 0, …)", "model.generate()")
+    for step, (a, b) in enumerate(zip(ours.logits, plain.logits, strict=True)):
+        _assert_close(a, b.float(), tolerance, f"logits of step {step}")
+
+
+def assert_limit_law(
+    model: PreTrainedModel, streams: Sequence[Row], engine: str = "fused", **generate_kwargs: Any
+) -> None:
+    r"""$w = (0, \dots, 0, 1)$: the new tokens are those of the last stream alone."""
+    options = {"max_new_tokens": 8, "do_sample": False} | generate_kwargs
+    options["return_dict_in_generate"] = True
+    lm = CoupledLM([model] * len(streams))
+    ours = _seeded(
+        lambda: lm.generate([list(streams)], weights=[0.0] * (len(streams) - 1) + [1.0], **options)
+    )
+    plain = _seeded(lambda: model.generate(**streams[-1], **options))
+    _assert_engine(ours, engine)
+    _assert_same_tokens(
+        _new(ours.sequences, streams[0]), _new(plain.sequences, streams[-1]), "w = (0, …, 1)",
+        "the last stream's generate()",
+    )  # fmt: skip
+
+
+def assert_copy_law(
+    model: PreTrainedModel,
+    row: Row,
+    streams: int = 2,
+    pool: str = "product",
+    engine: str = "fused",
+    **generate_kwargs: Any,
+) -> None:
+    r"""K equal streams with $\sum_k w_k = 1$ are one stream, sampling with a seed included."""
+    options = {"max_new_tokens": 8, "do_sample": False} | generate_kwargs
+    options["return_dict_in_generate"] = True
+    lm = CoupledLM([model] * streams, pool=pool, weights=[1 / streams] * streams)
+    ours = _seeded(lambda: lm.generate([[row] * streams], **options))
+    plain = _seeded(lambda: model.generate(**row, **options))
+    _assert_engine(ours, engine)
+    _assert_same_tokens(ours.sequences, plain.sequences, f"{streams} copies", "one stream")
+
+
+def assert_order_law(
+    model: PreTrainedModel,
+    streams: Sequence[Row],
+    weights: Sequence[float],
+    pool: str = "product",
+    tolerance: float = 1e-5,
+    **generate_kwargs: Any,
+) -> None:
+    r"""Permuting streams and weights together changes nothing: the pool is a sum."""
+    options = {"max_new_tokens": 8, "do_sample": False} | generate_kwargs | _OUTPUT
+    count = len(streams)
+    forward = CoupledLM([model] * count, pool=pool, primary=0).generate(
+        [list(streams)], weights=list(weights), **options
+    )
+    backward = CoupledLM([model] * count, pool=pool, primary=count - 1).generate(
+        [list(streams)[::-1]], weights=list(weights)[::-1], **options
+    )
+    _assert_same_tokens(forward.sequences, backward.sequences, "streams in order", "reversed")
+    for step, (a, b) in enumerate(zip(forward.logits, backward.logits, strict=True)):
+        _assert_close(a, b, tolerance, f"logits of step {step}")
+
+
+def assert_batch_law(
+    models: PreTrainedModel | Sequence[PreTrainedModel],
+    rows: Sequence[Sequence[Row | None]],
+    weights: Sequence[Sequence[float]] | None = None,
+    pool: str = "product",
+    tolerance: float = 1e-5,
+    engine: str = "fused",
+    **generate_kwargs: Any,
+) -> None:
+    r"""Q requests together = Q requests alone: ragged lengths, ragged K, images or none.
+
+    Args:
+        weights: `[Q][K]`, or None.
+        tolerance: on the summed log-probability of every answer.
+    """
+    options = {"max_new_tokens": 8, "do_sample": False} | generate_kwargs
+    options |= {"return_dict_in_generate": True}
+    lm = CoupledLM(models, pool=pool)
+    together = lm.generate(rows, weights=weights, trace=True, **options)
+    _assert_engine(together, engine)
+    per_request = len(together.sequences) // len(rows)
+    longest = max(_length(row[0]) for row in rows if row[0] is not None)
+    pad = lm.generation_config.pad_token_id
+    for b, row in enumerate(rows):
+        alone = lm.generate(
+            [row], weights=None if weights is None else [weights[b]], trace=True, **options
+        )
+        for i in range(per_request):
+            mine = together.sequences[b * per_request + i, longest:].tolist()
+            theirs = alone.sequences[i, _length(row[0]) :].tolist()
+            width = min(len(mine), len(theirs))
+            extra = set(mine[width:]) | set(theirs[width:])
+            if mine[:width] != theirs[:width] or not extra <= {pad}:
+                raise AssertionError(f"Request {b}: together {mine}, alone {theirs}.")
+            stop = _answer_length(theirs, lm)
+            a = together.statistics.pooled[b * per_request + i, :stop].sum()
+            _assert_close(a, alone.statistics.pooled[i, :stop].sum(), tolerance, f"request {b}")
+
+
+def assert_pool_law(
+    logprobs: Tensor,
+    weights: Tensor,
+    pooled: Tensor,
+    pool: str = "product",
+    tolerance: float = 1e-6,
+) -> None:
+    r"""Pooled probabilities are $\prod_k p_k^{w_k} / Z$ or $\sum_k w_k p_k$, in float64.
+
+    Args:
+        logprobs: `[K, V]` of the streams at one position. weights: `[K]`.
+        pooled: `[V]` scores, any additive constant.
+    """
+    p = logprobs.double().exp()
+    w = weights.double()
+    if pool == "product":
+        powers = torch.stack(
+            [torch.where(p_k == 0, 0.0, p_k**w_k) for p_k, w_k in zip(p, w, strict=True) if w_k]
+        )
+        expected = powers.prod(0)
+        expected = expected / expected.sum()
+    else:
+        expected = (w[:, None] * p).sum(0)
+    _assert_close(pooled.double().softmax(-1), expected, tolerance, f"pooled probabilities, {pool}")
+
+
+def assert_chain_law(
+    lm: CoupledLM, rows: Sequence[Sequence[Row]], tokens: Tensor, tolerance: float = 1e-5
+) -> None:
+    r"""$\log \pi(y_{1..n}) = \log \pi(y_{1..m}) + \log \pi(y_{m+1..n} \mid y_{1..m})$.
+
+    The second part reads contexts into which the first part was written.
+
+    Args:
+        tokens: `[n]` a continuation of the first request, n ≥ 2.
+    """
+    m = len(tokens) // 2
+    whole = lm.score(rows, [tokens]).pooled[0]
+    first = lm.score(rows, [tokens[:m]]).pooled[0]
+    grown = [[_extended(row, tokens[:m]) for row in request] for request in rows]
+    second = lm.score(grown, [tokens[m:]]).pooled[0]
+    _assert_close(torch.cat([first, second]), whole, tolerance, "chain of log-probabilities")
+
+
+def assert_image_law(
+    model: PreTrainedModel, tower: torch.nn.Module, run: Any, distinct_images: int
+) -> None:
+    """The vision tower runs once for each distinct set of images, never zero times.
+
+    Args:
+        tower: the vision encoder module inside `model`.
+        run: called without arguments; everything that looks at the images.
+        distinct_images: how many passes there must be.
+    """
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    handle = tower.register_forward_hook(count)
+    try:
+        run()
+    finally:
+        handle.remove()
+    if calls != distinct_images:
+        raise AssertionError(
+            f"{type(model).__name__}: the vision tower ran {calls} times for {distinct_images} "
+            "distinct images."
+        )
+
+
+def assert_image_matters(
+    model: PreTrainedModel, row: Row, other: Row, minimum: float = 1e-2
+) -> None:
+    """Another image changes the next-token logits: the picture is really read.
+
+    Args:
+        row, other: rows that differ in their pixels only.
+        minimum: least difference of some logit.
+    """
+    with torch.no_grad():
+        a, b = (model(**r).logits[0, -1].float() for r in (row, other))
+    if not (a - b).abs().max() > minimum:
+        raise AssertionError(
+            f"{type(model).__name__}: another image moves the logits by only "
+            f"{(a - b).abs().max():.2e}."
+        )
+
+
+def _seeded(call: Any) -> Any:
+    torch.manual_seed(0)
+    return call()
+
+
+def _length(row: Row | None) -> int:
+    assert row is not None
+    return row["input_ids"].shape[1]
+
+
+def _new(sequences: Tensor, row: Row) -> Tensor:
+    return sequences[:, _length(row) :]
+
+
+def _extended(row: Row, tokens: Tensor) -> dict[str, Any]:
+    """The row with text tokens written after its prompt."""
+    grown = dict(row)
+    ids = row["input_ids"]
+    grown["input_ids"] = torch.cat([ids, tokens[None].to(ids)], dim=1)
+    for key, fill in (("attention_mask", 1), ("token_type_ids", 0), ("mm_token_type_ids", 0)):
+        if key in row:
+            tail = torch.full((1, len(tokens)), fill, dtype=row[key].dtype)
+            grown[key] = torch.cat([row[key], tail.to(row[key])], dim=1)
+    return grown
+
+
+def _answer_length(ids: Sequence[int], lm: CoupledLM) -> int:
+    eos = lm.generation_config.eos_token_id
+    ends = set(eos if isinstance(eos, list) else [eos])
+    return next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))
+
+
+def _assert_engine(output: Any, engine: str) -> None:
+    ran = set(output.past_key_values.engines)
+    if ran != {engine}:
+        raise AssertionError(f"Expected the {engine} engine, but {sorted(ran)} ran.")
+
+
+def _assert_same_tokens(a: Tensor, b: Tensor, left: str, right: str) -> None:
+    if a.shape != b.shape or not torch.equal(a, b.to(a)):
+        raise AssertionError(f"{left} gave {a.tolist()}, {right} gave {b.tolist()}.")
+
+
+def _assert_close(a: Tensor, b: Tensor, tolerance: float, what: str) -> None:
+    difference = (a - b.to(a)).abs()
+    difference = difference[~(torch.isneginf(a) & torch.isneginf(b.to(a)))]
+    worst = float(difference.max()) if difference.numel() else 0.0
+    if not worst <= tolerance:
+        raise AssertionError(f"{what}: they differ by {worst:.3g}, more than {tolerance:g}.")
