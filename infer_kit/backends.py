@@ -16,6 +16,7 @@ class Answers:
     Attributes:
         texts: the new text of each sequence, without special tokens.
         tokens: the new token ids of each, the end token included, no padding.
+        finished: whether each ended by itself, not at the length limit.
         traces: each stream's part in each token, or None where it was not asked for.
         engines: how the streams were run, one name a model ("fused", "serial").
         output: the backend's own output object.
@@ -23,6 +24,7 @@ class Answers:
 
     texts: list[str]
     tokens: list[list[int]]
+    finished: list[bool]
     traces: list[Trace] | None
     engines: tuple[str, ...]
     output: Any
@@ -31,12 +33,16 @@ class Answers:
 class Backend(Protocol):
     """Runs groups of streams. One a model and processor."""
 
-    def check(self, **generate_kwargs: Any) -> None:
+    def check(self, requests: int = 1, **generate_kwargs: Any) -> None:
         """Raise for generate arguments that cannot work, before anything is run."""
         ...
 
     def render(self, chat: list[dict[str, Any]], request: int) -> Any:
         """A chat as the context of a stream; raises `InferKitError` naming the request."""
+        ...
+
+    def room(self, context: Any) -> int | None:
+        """Tokens that the model takes after the context, or None where it does not say."""
         ...
 
     def clean(self, text: str) -> str:

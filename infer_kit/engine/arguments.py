@@ -145,12 +145,19 @@ def check_rows(
             )
         for k, inputs in enumerate(row):
             if inputs is not None:
-                _check_inputs(inputs, models[k], f"Request {b}, stream {k}")
+                check_inputs(inputs, models[k], f"Request {b}, stream {k}")
     _warn_of_lengths(rows, models, primary, kwargs)
 
 
-def check_call(lm: PreTrainedModel, kwargs: Mapping[str, Any], trace: bool) -> None:
-    """Raise `UnsupportedArgument` for generate arguments that cannot work or are not known."""
+def check_call(
+    lm: PreTrainedModel, kwargs: Mapping[str, Any], requests: int = 1, trace: bool = False
+) -> None:
+    """Raise `UnsupportedArgument` for generate arguments that cannot work or are not known.
+
+    Args:
+        lm: the `CoupledLM`. kwargs: of its `generate`. requests: how many come together.
+        trace: whether a trace is asked for.
+    """
     config = kwargs.get("generation_config") or lm.generation_config
     for name, reason in _REFUSED.items():
         value = kwargs.get(name, getattr(config, name, None))
@@ -162,6 +169,7 @@ def check_call(lm: PreTrainedModel, kwargs: Mapping[str, Any], trace: bool) -> N
     if getattr(config, "speculation_type", None) == "dflash":
         raise UnsupportedArgument("speculation_type='dflash' cannot work here: it drafts from one "
                                   "stream's hidden states; pass an assistant_model.")  # fmt: skip
+    _check_decoding(lm, kwargs, config, requests)
     known = set(vars(GenerationConfig())) | set(vars(config))
     known |= set(inspect.signature(GenerationMixin.generate).parameters) - {"self", "kwargs"}
     known |= {"tokenizer", "assistant_tokenizer"}
@@ -182,6 +190,50 @@ def check_call(lm: PreTrainedModel, kwargs: Mapping[str, Any], trace: bool) -> N
         raise UnsupportedArgument("trace=True needs return_dict_in_generate=True.")
 
 
+def _check_decoding(
+    lm: PreTrainedModel, kwargs: Mapping[str, Any], config: GenerationConfig, requests: int
+) -> None:
+    """What transformers itself refuses, said before anything is run."""
+    beams = kwargs.get("num_beams") or config.num_beams or 1
+    if beams > 1 and kwargs.get("streamer") is not None:
+        raise UnsupportedArgument(
+            f"A streamer cannot show beam search (num_beams={beams}): beams change their past.",
+            hint="Leave out streamer, or set num_beams=1.",
+        )
+    drafts = [
+        name
+        for name in ("assistant_model", "prompt_lookup_num_tokens")
+        if kwargs.get(name, getattr(config, name, None)) is not None
+    ]
+    if not drafts:
+        return
+    if requests > 1:
+        raise UnsupportedArgument(
+            f"{drafts[0]} works for one request at a time, got {requests}.",
+            hint="Pass the requests one by one.",
+        )
+    if beams > 1:
+        raise UnsupportedArgument(f"{drafts[0]} does not work with num_beams={beams}.")
+    if lm._is_stateful:
+        raise UnsupportedArgument(
+            f"{drafts[0]} needs to take tokens back, which a model with recurrent state cannot."
+        )
+
+
+def check_inputs(inputs: Any, model: PreTrainedModel, where: str) -> None:
+    """Raise `InferKitError`, starting with `where`, for a prompt that cannot be a stream."""
+    _check_tokens(inputs, model, where)
+    taken = forward_parameters(model)
+    taken |= set(inspect.signature(model.prepare_inputs_for_generation).parameters)
+    for key, value in inputs.items():
+        if value is not None and key not in taken:
+            raise InferKitError(
+                f"{where}: {type(model).__name__} does not take {key!r}. Was the prompt made by "
+                "another model's processor?"
+            )
+    _check_images(inputs, model, where)
+
+
 def context_length(model: PreTrainedModel) -> int | None:
     """Positions that the model takes, or None where its config does not say."""
     config = model.config.get_text_config(decoder=True)
@@ -189,7 +241,7 @@ def context_length(model: PreTrainedModel) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def _check_inputs(inputs: Any, model: PreTrainedModel, where: str) -> None:
+def _check_tokens(inputs: Any, model: PreTrainedModel, where: str) -> None:
     if not isinstance(inputs, Mapping) or not isinstance(inputs.get("input_ids"), Tensor):
         raise InferKitError(
             f"{where}: expected what the processor returns (a mapping with an input_ids tensor; "
@@ -220,15 +272,6 @@ def _check_inputs(inputs: Any, model: PreTrainedModel, where: str) -> None:
         raise PromptTooLong(
             f"{where}: the prompt is {ids.shape[1]:,} tokens, the model takes {limit:,}."
         )
-    taken = forward_parameters(model)
-    taken |= set(inspect.signature(model.prepare_inputs_for_generation).parameters)
-    for key, value in inputs.items():
-        if value is not None and key not in taken:
-            raise InferKitError(
-                f"{where}: {type(model).__name__} does not take {key!r}. Was the prompt made by "
-                "another model's processor?"
-            )
-    _check_images(inputs, model, where)
 
 
 def _check_images(inputs: Mapping[str, Any], model: PreTrainedModel, where: str) -> None:

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from infer_kit.backends import Answers
 from infer_kit.chats import Chat, load_images
-from infer_kit.engine.arguments import check_call
+from infer_kit.engine.arguments import check_call, check_inputs, context_length
 from infer_kit.engine.coupled_lm import CoupledLM
 from infer_kit.engine.image_features import ImageMemory
 from infer_kit.engine.rows import RowMaker
@@ -26,11 +26,17 @@ class TransformersBackend:
         self.model = model
         self.rows = RowMaker(processor, model, chat_template)
 
-    def check(self, **generate_kwargs: Any) -> None:
-        check_call(CoupledLM(self.model), generate_kwargs, trace=False)
+    def check(self, requests: int = 1, **generate_kwargs: Any) -> None:
+        check_call(CoupledLM(self.model), generate_kwargs, requests)
 
     def render(self, chat: Chat, request: int) -> dict[str, Any]:
-        return self.rows.row(load_images(chat, request), request)
+        row = self.rows.row(load_images(chat, request), request)
+        check_inputs(row, self.model, f"Prompt {request}")
+        return row
+
+    def room(self, context: dict[str, Any]) -> int | None:
+        limit = context_length(self.model)
+        return None if limit is None else max(limit - context["input_ids"].shape[1], 0)
 
     def clean(self, text: str) -> str:
         return self.rows.without_special_tokens(text)
@@ -81,6 +87,10 @@ class TransformersBackend:
         return Answers(
             texts=[decode(ids, skip_special_tokens=True) for ids in tokens],
             tokens=tokens,
+            finished=[
+                len(ids) < output.sequences.shape[1] - prompt or bool(ends & set(ids[-1:]))
+                for ids in tokens
+            ],
             traces=traces,
             engines=output.past_key_values.engines,
             output=output,

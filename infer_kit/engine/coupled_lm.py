@@ -189,7 +189,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             if weights is not None or trace:
                 raise InferKitError("A continued state keeps its weights and has no trace.")
             return super().generate(**kwargs)
-        check_call(self, kwargs, trace)
+        check_call(self, kwargs, len(rows), trace)
         images = ImageMemory() if images is None else images
         cache, ids, mask = self._prepare(rows, weights, kwargs, images, record=trace)
         prompt_length = ids.shape[1]

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from infer_kit.streams import Group, Stream
 from infer_kit.trace import Trace
 
 INTERVENTIONS = ("own", "given", "shuffled", "empty")
-_RATIONALE_DEFAULTS = {"max_new_tokens": 1024, "do_sample": False}
+_RATIONALE_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class RED:
             image stream, KL(π ‖ p_x); λ is solved at every step.
         prompts: texts of your own, in place of `kind`.
         image_weight: the weight of the image stream; 0 reads the rationale alone.
-        rationale_generation: generate arguments of step 1; default greedy, at most 1024 tokens.
+        rationale_generation: generate arguments of step 1, apart from the answer's. Default:
+            greedy, at most 1024 tokens (the paper's), or what the model's context has room for.
         trace: record each stream's part in each token.
         chat_template: a Jinja template, where the processor has none.
 
@@ -120,7 +122,7 @@ class RED:
         self.normalize = normalize
         self.kl_budget = kl_budget
         self.trace = trace
-        self._rationale_generation = {**_RATIONALE_DEFAULTS, **(rationale_generation or {})}
+        self._rationale_generation = {"do_sample": False} | (rationale_generation or {})
         self.backend: Backend = backend_for(model, processor, chat_template)
         self.backend.check(**self._rationale_generation)
 
@@ -183,7 +185,7 @@ class RED:
             raise InferKitError("Shuffling rationales needs at least two chats, got 1.")
         if ("given" in kinds) != (given is not None):
             raise InferKitError("The intervention 'given' and the argument given= go together.")
-        self.backend.check(**generate_kwargs)
+        self.backend.check(len(chats), **generate_kwargs)
         for b, chat in enumerate(chats):
             question_of(chat, b)
         memory = self.backend.new_memory()
@@ -226,7 +228,7 @@ class RED:
         chats, single = as_chats(messages)
         weights = self._weights(len(chats), weight)
         given = self._given(rationale, len(chats))
-        self.backend.check(**kwargs)
+        self.backend.check(len(chats), **kwargs)
         image_streams = [self._image_stream(chat, b) for b, chat in enumerate(chats)]
         texts: list[str | None] = list(given) if given else [None] * len(chats)
         if given is None:
@@ -259,16 +261,21 @@ class RED:
             text = self.prompts.fill("rationale_request", question_of(chat, b))
             context = self.backend.render(with_question(chat, text), b)
             groups.append(Group((Stream(context, 1.0, "image"),)))
-        answers = self.backend.generate(groups, memory=memory, **self._rationale_generation)
-        limit = self._rationale_generation["max_new_tokens"]
+        settings = dict(self._rationale_generation)
+        if not {"max_new_tokens", "max_length", "generation_config"} & settings.keys():
+            rooms = [self.backend.room(group.streams[0].context) for group in groups]
+            settings["max_new_tokens"] = min(
+                [_RATIONALE_TOKENS, *(room for room in rooms if room is not None)]
+            )
+        answers = self.backend.generate(groups, memory=memory, **settings)
         texts = []
-        for b, text, tokens in zip(requests, answers.texts, answers.tokens, strict=True):
+        for b, text, finished in zip(requests, answers.texts, answers.finished, strict=True):
             text = self.backend.clean(text).strip()
             if not text:
                 warnings.warn(f"The rationale of prompt {b} is empty.", stacklevel=4)
-            elif len(tokens) >= limit:
+            elif not finished:
                 warnings.warn(
-                    f"The rationale of prompt {b} was cut at max_new_tokens={limit}. Raise it with "
+                    f"The rationale of prompt {b} was cut at the length limit. Raise it with "
                     "rationale_generation={'max_new_tokens': ...}.",
                     stacklevel=4,
                 )
@@ -307,7 +314,7 @@ class RED:
         if weight is not None and self.kl_budget is not None:
             raise InferKitError("kl_budget sets λ; a weight cannot be given as well.")
         value = self.weight if weight is None else weight
-        if isinstance(value, int | float):
+        if isinstance(value, Real):
             weights = [float(value)] * chats
         else:
             weights = [float(w) for w in value]

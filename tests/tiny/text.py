@@ -9,7 +9,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.tiny.weights import BOS, EOS, PAD, finish
+from tests.tiny.weights import BOS, EOS, PAD, build
 
 WINDOW = 8
 """Sliding window of the families that have one: prompts of more tokens cross it."""
@@ -184,8 +184,9 @@ def text_model(
         **overrides: fields of the config.
     """
     config = AutoConfig.for_model(family, **_arguments(family, vocab_size, overrides))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return finish(model, vocab_size, seed)
+    return build(
+        lambda: AutoModelForCausalLM.from_config(config, dtype=torch.float32), vocab_size, seed
+    )
 
 
 @cache

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from tests.tiny import vision_grid, vision_nested, vision_tiles
 from tests.tiny.vision_parts import FIRST_TEXT, LAST_TEXT, VOCAB, Recipe, interleave
-from tests.tiny.weights import finish
+from tests.tiny.weights import build
 
 LVLM_FUSED = (
     "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v", "llava", "llava_next",
@@ -83,8 +83,11 @@ def tiny_lvlm(family: str, seed: int = 0) -> TinyLVLM:
         seed: of the weights.
     """
     recipe = _RECIPES[family]
-    model = AutoModelForImageTextToText.from_config(recipe.config(), dtype=torch.float32)
-    return TinyLVLM(family, finish(model, VOCAB, seed), recipe)
+    config = recipe.config()
+    model = build(
+        lambda: AutoModelForImageTextToText.from_config(config, dtype=torch.float32), VOCAB, seed
+    )
+    return TinyLVLM(family, model, recipe)
 
 
 @cache

@@ -7,9 +7,11 @@ depend on the input, so that equality of tokens would prove nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 PAD, BOS, EOS = 0, 1, 2
 _GAIN = 1.5
@@ -59,9 +61,16 @@ def calibrate(model: nn.Module, vocab_size: int) -> None:
             head.weight.mul_(_LOGIT_STD / logits.std(dim=-1).mean())
 
 
-def finish(model: nn.Module, vocab_size: int, seed: int) -> nn.Module:
-    """Random weights, calibrated head, evaluation mode, plain token ids for generation."""
-    model.float().eval()
+def build(
+    make: Callable[[], PreTrainedModel], vocab_size: int, seed: int
+) -> PreTrainedModel:
+    """Random weights, calibrated head, evaluation mode, plain token ids for generation.
+
+    The global generator, from which `make` draws the vectors that stay, is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make().float().eval()
     randomise(model, seed)
     calibrate(model, vocab_size)
     settings = model.generation_config
