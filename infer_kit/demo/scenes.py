@@ -31,7 +31,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "blue": (40, 80, 230),
     "yellow": (250, 220, 30),
     "purple": (150, 50, 200),
-    "orange": (255, 135, 0),
+    "teal": (0, 140, 140),
 }
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross", "diamond")
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {

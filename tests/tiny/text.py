@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -167,8 +168,6 @@ def available(family: str) -> tuple[bool, str]:
     """Whether the installed transformers has this text family, and if not, why."""
     if family in CONFIG_MAPPING and family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return True, ""
-    import transformers
-
     return False, f"transformers {transformers.__version__} has no {family}"
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -21,6 +22,11 @@ LVLM_FUSED = (
     "mistral3", "aya_vision", "llama4",
 )  # fmt: skip
 LVLM_SERIAL = ("mllama",)
+
+_BROKEN = {
+    ("llama4", "5.24.0"): "Llama4ForConditionalGeneration.forward raises AttributeError on "
+    "image_outputs, which its language model does not return",
+}
 
 _RECIPES = vision_grid.RECIPES | vision_tiles.RECIPES | vision_nested.RECIPES
 
@@ -67,11 +73,11 @@ def _chunks(text: list[int], count: int) -> list[list[int]]:
 
 
 def lvlm_available(family: str) -> tuple[bool, str]:
-    """Whether the installed transformers has this family, and if not, why."""
+    """Whether the installed transformers runs this family, and if not, why."""
+    if why := _BROKEN.get((family, transformers.__version__)):
+        return False, f"transformers {transformers.__version__}: {why}"
     if family in CONFIG_MAPPING and family in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return True, ""
-    import transformers
-
     return False, f"transformers {transformers.__version__} has no {family}"
 
 

@@ -1,0 +1,76 @@
+"""The trace of an answer: parts that sum to the margin, and its three renderings."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from infer_kit.errors import InferKitError
+from infer_kit.trace import Trace
+
+
+@pytest.fixture
+def trace() -> Trace:
+    rng = np.random.default_rng(0)
+    logprobs, other = np.log(rng.dirichlet(np.ones(2), size=(2, 3, 2)))[..., 0]
+    weights = np.tile([1.0, 0.5], (3, 1))
+    pooled = (weights * logprobs).sum(1)
+    return Trace(
+        streams=("image", "rationale"),
+        pool="product",
+        tokens=("a", "b", "</s>"),
+        token_ids=np.array([3, 4, 2]),
+        pooled=pooled,
+        logprobs=logprobs,
+        weights=weights,
+        runner_up=("x", "y", "z"),
+        runner_up_pooled=(weights * other).sum(1),
+        runner_up_logprobs=other,
+        top=(("a", "x"), ("b", "b"), ("</s>", "</s>")),
+        decisive=np.array([[True, False], [False, False], [False, False]]),
+        divergence=np.array([0.3, 0.1, 0.0]),
+    )
+
+
+def test_parts_sum_to_the_margin(trace: Trace) -> None:
+    np.testing.assert_allclose(trace.parts.sum(1), trace.margin, atol=1e-12)
+
+
+def test_a_stream_that_did_not_run_adds_nothing(trace: Trace) -> None:
+    logprobs = trace.logprobs.copy()
+    logprobs[:, 1] = np.nan
+    assert (replace(trace, logprobs=logprobs).parts[:, 1] == 0).all()
+
+
+def test_parts_of_a_mixture_are_refused(trace: Trace) -> None:
+    with pytest.raises(InferKitError, match="for a product, not a mixture"):
+        _ = replace(trace, pool="mixture").parts
+
+
+def test_mattered_asks_whether_a_stream_decided_some_token(trace: Trace) -> None:
+    assert trace.mattered("image")
+    assert not trace.mattered("rationale")
+    with pytest.raises(InferKitError, match="No stream 'other'"):
+        trace.mattered("other")
+
+
+def test_the_table_shows_every_token_and_stream(trace: Trace) -> None:
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(trace.table("title"))
+    text = console.export_text()
+    for word in ("'a'", "'</s>'", "image wants", "rationale wants", "title", f"{trace.parts[0, 0]:+.2f}"):
+        assert word in text
+
+
+def test_to_dict_is_json_and_keeps_the_figures(trace: Trace) -> None:
+    read = json.loads(json.dumps(trace.to_dict()))
+    assert read["tokens"] == ["a", "b", "</s>"]
+    np.testing.assert_allclose(np.array(read["parts"]).sum(1), read["margin"])
+
+
+def test_the_figure_is_written(trace: Trace, tmp_path: Path) -> None:
+    path = trace.figure(tmp_path / "trace.png", title="a question")
+    assert path.read_bytes().startswith(b"\x89PNG")
