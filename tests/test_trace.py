@@ -61,7 +61,8 @@ def test_the_table_shows_every_token_and_stream(trace: Trace) -> None:
     console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(trace.table("title"))
     text = console.export_text()
-    for word in ("'a'", "'</s>'", "image wants", "rationale wants", "title", f"{trace.parts[0, 0]:+.2f}"):
+    part = f"{trace.parts[0, 0]:+.2f}"
+    for word in ("'a'", "'</s>'", "image wants", "rationale wants", "title", part):
         assert word in text
 
 

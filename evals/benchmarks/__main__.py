@@ -12,4 +12,5 @@ if __name__ == "__main__":
     for module in sorted(m.name for m in pkgutil.iter_modules([str(folder)])):
         if module not in HELPERS:
             print(f"== {module}", flush=True)
-            subprocess.run([sys.executable, str(folder / f"{module}.py"), *sys.argv[1:]], check=True)
+            script = folder / f"{module}.py"
+            subprocess.run([sys.executable, str(script), *sys.argv[1:]], check=True)

@@ -283,7 +283,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             vocab_size=self.config.vocab_size,
             device=self.device,
             mode=self._mode,
-            recorder=Recorder(pooling) if record else None,
+            recorder=Recorder(pooling.on(self.device)) if record else None,
         )
         prompts = [row[self._primary]["input_ids"][0] for row in rows]
         pad_token = self._pad_token(kwargs)

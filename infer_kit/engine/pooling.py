@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -34,17 +35,22 @@ class Pooling:
     streams: tuple[int, ...]
     normalize: bool = False
 
-    @property
+    @cached_property
     def is_identity(self) -> bool:
         """One stream of weight exactly 1: its raw logits are the answer, untouched."""
         if callable(self.pool) or self.weights is None or len(self.streams) > 1:
             return False
         return bool((self.weights == 1).all())
 
-    @property
+    @cached_property
     def signed(self) -> bool:
         """Whether −inf needs guarding: some weight is negative, or not known in advance."""
         return self.weights is None or bool((self.weights < 0).any())
+
+    def on(self, device: torch.device) -> "Pooling":
+        """The same with its tensors on a device."""
+        weights = None if self.weights is None else self.weights.to(device)
+        return replace(self, weights=weights, present=self.present.to(device))
 
     def weights_at(self, logits: Tensor, request: Tensor, position: int) -> Tensor:
         """`[R, K]` or `[R, K, n]` float32 weights for logits `[R, K, n, V]`.
@@ -55,7 +61,7 @@ class Pooling:
             position: index of the first token being chosen among the new ones.
         """
         if self.weights is not None:
-            return self.weights.to(logits.device).index_select(0, request)
+            return self.weights.index_select(0, request)
         assert self.weight_function is not None
         n = logits.shape[2]
         step = Step(
@@ -71,7 +77,7 @@ class Pooling:
                 f"The weight function returned a tensor of shape {tuple(weights.shape)}; expected "
                 f"[R, K] = {list(logits.shape[:2])} or [R, K, n] = {list(logits.shape[:3])}."
             )
-        present = self.present.to(logits.device).index_select(0, request)
+        present = self.present.index_select(0, request)
         weights = weights * (present if weights.dim() == 2 else present[..., None])
         if self.normalize:
             weights = weights / weights.sum(1, keepdim=True)

