@@ -61,12 +61,15 @@ class StreamGroup(Protocol):
         ...
 
 
-def build_group(model: PreTrainedModel, entries: Sequence[Entry], mode: str) -> StreamGroup:
+def build_group(
+    model: PreTrainedModel, entries: Sequence[Entry], requests: int, mode: str
+) -> StreamGroup:
     """Prefill all streams of one model and put them into the engine that `mode` asks for.
 
     Args:
         model: the model that all entries run on.
         entries: ordered by request, then stream.
+        requests: how many there are; some may have no stream on this model.
         mode: "fused" raises `NotMergeable` where the caches cannot be merged, "auto" warns and
             decodes serially, "serial" never merges.
     """
@@ -78,7 +81,7 @@ def build_group(model: PreTrainedModel, entries: Sequence[Entry], mode: str) -> 
         for batch in equal_length_batches(entries[1:]):
             prefilled.append(prefill(model, batch))
             check_mergeable(prefilled[-1].cache, batch[0].length)
-        return FusedGroup(model, prefilled)
+        return FusedGroup(model, prefilled, requests)
     except NotMergeable as error:
         if mode == "fused":
             raise
@@ -99,7 +102,9 @@ class FusedGroup:
 
     engine = "fused"
 
-    def __init__(self, model: PreTrainedModel, prefilled: Sequence[Prefilled]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, prefilled: Sequence[Prefilled], requests: int
+    ) -> None:
         self.model = model
         entries = [entry for state in prefilled for entry in state.entries]
         order = sorted(range(len(entries)), key=lambda i: (entries[i].request, entries[i].stream))
@@ -121,7 +126,7 @@ class FusedGroup:
             entries = [entries[i] for i in order]
         self.owner = torch.tensor([entry.request for entry in entries], device=device)
         self.stream = torch.tensor([entry.stream for entry in entries], device=device)
-        self._streams_each = _uniform_count([entry.request for entry in entries])
+        self._streams_each = _uniform_count([entry.request for entry in entries], requests)
 
     def step(self, ids: Tensor) -> Tensor:
         rows = ids if self._streams_each == 1 else ids.index_select(0, self.owner)
@@ -266,12 +271,11 @@ class _SerialState:
             self.kwargs[key] = value.narrow(axis, 0, value.shape[axis] - tokens)
 
 
-def _uniform_count(requests: Sequence[int]) -> int | None:
+def _uniform_count(owners: Sequence[int], requests: int) -> int | None:
     """Streams of each request where all have equally many, else None (ragged)."""
-    counts = Counter(requests)
-    if sorted(counts) == list(range(len(counts))) and len(set(counts.values())) == 1:
-        return counts[0]
-    return None
+    counts = Counter(owners)
+    each = {counts[request] for request in range(requests)}
+    return each.pop() if len(each) == 1 else None
 
 
 def _ragged_rows(owner: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

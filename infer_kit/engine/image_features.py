@@ -9,6 +9,7 @@ import copy
 import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,14 @@ def supports_shared_features(model: PreTrainedModel) -> bool:
     return hasattr(model, "get_image_features") and "mm_encoder_outputs" in forward_parameters(
         model
     )
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """What the language model reads of one image: `[tokens, D]`, and `[tokens, D]` a deep layer."""
+
+    features: Tensor
+    deepstack: tuple[Tensor, ...]
 
 
 class ImageFeatures:
@@ -62,21 +71,9 @@ class ImageFeatures:
                 f"{type(model).__name__} does not take encoded images (mm_encoder_outputs).",
                 hint="Pass pixel values in each row; transformers 5.18 or newer is needed.",
             )
-        self.tokens_per_image = list(tokens_per_image)
         self._grid = vision_inputs.get("image_grid_thw")
-        with torch.no_grad():
-            self._output = model.get_image_features(
-                **_encoder_arguments(model, vision_inputs), return_dict=True
-            )
-        self._table = _flat(self._output.pooler_output)
-        self._deepstack = [
-            _flat(layer) for layer in getattr(self._output, "deepstack_features", None) or ()
-        ]
-        if len(self._table) != sum(self.tokens_per_image):
-            raise InferKitError(
-                f"The vision encoder gave {len(self._table)} feature vectors for "
-                f"{sum(self.tokens_per_image)} placeholder tokens {self.tokens_per_image}."
-            )
+        self._output = _encode(model, _encoder_arguments(model, vision_inputs))
+        self._images = _split(self._output, list(tokens_per_image))
 
     def rows_of(self, images: Sequence[int]) -> dict[str, Any]:
         """Row inputs that stand for pixels: the features of `images`, in placeholder order.
@@ -88,19 +85,7 @@ class ImageFeatures:
             `mm_encoder_outputs`, and `image_grid_thw` where the family has it. Merge it into a row
             that has no pixel values.
         """
-        ends = torch.tensor([0, *self.tokens_per_image]).cumsum(0).tolist()
-        spans = [slice(ends[i], ends[i + 1]) for i in images]
-        output = copy.copy(self._output)
-        output.pooler_output = _like(
-            self._output.pooler_output, torch.cat([self._table[span] for span in spans])
-        )
-        if self._deepstack:
-            output.deepstack_features = [
-                _like(original, torch.cat([table[span] for span in spans]))
-                for original, table in zip(
-                    self._output.deepstack_features, self._deepstack, strict=True
-                )
-            ]
+        output = _joined(self._output, [self._images[i] for i in images])
         row: dict[str, Any] = {"mm_encoder_outputs": {"image": output}}
         if self._grid is not None:
             row["image_grid_thw"] = self._grid[list(images)]
@@ -108,14 +93,17 @@ class ImageFeatures:
 
 
 class ImageMemory:
-    """Encoded images of one request, by their pixels, over all its streams and steps.
+    """Encoded images of one call, by their pixels, over all its requests, streams and steps.
 
-    Rows that show the same images, in the same order, share one pass through the vision encoder,
-    the very pass that the row alone would make, so the logits do not change.
+    A row that shows only new images makes the very pass through the vision encoder that it would
+    make alone, so its logits do not change by a bit. Where a family's layout keeps images apart
+    (one entry of `pixel_values` an image or tile, or a grid), an image that some earlier row
+    showed among others is not encoded again; elsewhere the unit is a row's whole set of images.
     """
 
     def __init__(self) -> None:
-        self._encoded: dict[tuple, Any] = {}
+        self._outputs: dict[tuple, Any] = {}
+        self._images: dict[tuple, EncodedImage] = {}
 
     def encode(self, model: PreTrainedModel, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row with encoded images in place of pixels, or as it is where that cannot be."""
@@ -123,33 +111,112 @@ class ImageMemory:
         vision = _encoder_arguments(model, row) if supports_shared_features(model) else {}
         if "pixel_values" not in vision:
             return row
-        key = (id(model), *(_digest(vision[name]) for name in sorted(vision)))
-        if key not in self._encoded:
-            with torch.no_grad():
-                self._encoded[key] = model.get_image_features(**vision, return_dict=True)
-        for name in vision:
-            if name not in _KEPT_WITH_FEATURES:
-                del row[name]
-        row["mm_encoder_outputs"] = {"image": copy.copy(self._encoded[key])}
+        for name in vision.keys() - _KEPT_WITH_FEATURES:
+            del row[name]
+        whole = _key(model, vision)
+        if whole not in self._outputs:
+            self._outputs[whole] = self._encoded(model, vision)
+        row["mm_encoder_outputs"] = {"image": copy.copy(self._outputs[whole])}
         return row
+
+    def _encoded(self, model: PreTrainedModel, vision: dict[str, Any]) -> Any:
+        """The encoder's output for a set of images that is new, some of them perhaps not."""
+        units = _units(vision)
+        keys = [_key(model, unit) for unit in units]
+        new = {key: unit for key, unit in zip(keys, units, strict=True) if key not in self._images}
+        if not self._images.keys() & set(keys):
+            output = _encode(model, vision)
+            counts = _token_counts(output, len(units))
+            if counts is not None:
+                self._images |= zip(keys, _split(output, counts), strict=True)
+            return output
+        if new:
+            units = list(new.values())
+            output = _encode(model, {n: torch.cat([unit[n] for unit in units]) for n in vision})
+            counts = _token_counts(output, len(units))
+            if counts is None:
+                return _encode(model, vision)
+            self._images |= zip(new, _split(output, counts), strict=True)
+        like = next(o for key, o in self._outputs.items() if key[0] == id(model))
+        return _joined(like, [self._images[key] for key in keys])
+
+
+def _encode(model: PreTrainedModel, vision: Mapping[str, Any]) -> Any:
+    with torch.no_grad():
+        return model.get_image_features(
+            **{n: v.to(model.device) if isinstance(v, Tensor) else v for n, v in vision.items()},
+            return_dict=True,
+        )
+
+
+def _split(output: Any, tokens_per_image: list[int]) -> list[EncodedImage]:
+    """The encoder's output by image."""
+    table = _flat(output.pooler_output)
+    layers = [_flat(layer) for layer in getattr(output, "deepstack_features", None) or ()]
+    if len(table) != sum(tokens_per_image):
+        raise InferKitError(
+            f"The vision encoder gave {len(table)} feature vectors for {sum(tokens_per_image)} "
+            f"placeholder tokens {tokens_per_image}."
+        )
+    parts = [layer.split(tokens_per_image) for layer in layers]
+    return [
+        EncodedImage(features, tuple(layer[i] for layer in parts))
+        for i, features in enumerate(table.split(tokens_per_image))
+    ]
+
+
+def _joined(like: Any, images: Sequence[EncodedImage]) -> Any:
+    """An output of the encoder that holds these images, in this order."""
+    output = copy.copy(like)
+    output.pooler_output = _like(like.pooler_output, torch.cat([i.features for i in images]))
+    if images[0].deepstack:
+        layers = zip(*(image.deepstack for image in images), strict=True)
+        output.deepstack_features = [
+            _like(original, torch.cat(layer))
+            for original, layer in zip(like.deepstack_features, layers, strict=True)
+        ]
+    return output
 
 
 def _encoder_arguments(model: PreTrainedModel, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Those inputs of a row that the vision encoder takes, on the model's device."""
+    """Those inputs of a row that the vision encoder takes."""
     takes = set(inspect.signature(model.get_image_features).parameters)
-    return {
-        name: value.to(model.device) if isinstance(value, Tensor) else value
-        for name, value in row.items()
-        if name in takes and value is not None
-    }
+    return {name: value for name, value in row.items() if name in takes and value is not None}
+
+
+def _units(vision: dict[str, Any]) -> list[dict[str, Any]]:
+    """The encoder's arguments for each image (or tile) apart, where the layout keeps them apart."""
+    pixels = vision["pixel_values"]
+    if vision.keys() == {"pixel_values", "image_grid_thw"} and pixels.dim() == 2:
+        grid = vision["image_grid_thw"]
+        patches = pixels.split(grid.prod(-1).tolist())
+        return [
+            {"pixel_values": part, "image_grid_thw": grid[i : i + 1]}
+            for i, part in enumerate(patches)
+        ]
+    if vision.keys() == {"pixel_values"} and pixels.dim() == 4:
+        return [{"pixel_values": pixels[i : i + 1]} for i in range(len(pixels))]
+    return [vision]
+
+
+def _token_counts(output: Any, images: int) -> list[int] | None:
+    """Feature vectors of each of `images` images, or None where the output does not tell."""
+    parts = [len(_flat(part)) for part in output.pooler_output]
+    if images == 1:
+        return [sum(parts)]
+    return parts if len(parts) == images else None
+
+
+def _key(model: PreTrainedModel, vision: Mapping[str, Any]) -> tuple:
+    return (id(model), *((name, _digest(vision[name])) for name in sorted(vision)))
 
 
 def _digest(value: Any) -> tuple:
     if not isinstance(value, Tensor):
         return (repr(value),)
-    data = value.detach().cpu().contiguous()
+    data = value.detach().cpu().contiguous().reshape(-1)
     content = hashlib.blake2b(data.view(torch.uint8).numpy(), digest_size=16).digest()
-    return (tuple(data.shape), str(data.dtype), content)
+    return (tuple(value.shape), str(value.dtype), content)
 
 
 def _flat(features: Tensor | Sequence[Tensor]) -> Tensor:

@@ -78,14 +78,14 @@ class StreamCache(Cache):
         Returns:
             Logits `[R, K, 1, V]` at the last prompt position.
         """
+        requests = len(self.request)
         for model, entries in self._entries:
-            self._groups.append(build_group(model, entries, self._mode))
+            self._groups.append(build_group(model, entries, requests, self._mode))
         self._entries = ()  # the inputs, pixels among them, are not needed again
         logits = self._by_stream([group.prompt_logits for group in self._groups])
         for group in self._groups:
             del group.prompt_logits
         self.seen = self._prompt_length
-        requests = len(self.request)
         if sequences > requests:
             index = torch.arange(requests, device=self.request.device)
             index = index.repeat_interleave(sequences // requests)

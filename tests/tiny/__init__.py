@@ -11,6 +11,8 @@ from tests.tiny.text import TEXT_SWEEP as TEXT_SWEEP
 from tests.tiny.text import available as available
 from tests.tiny.text import shared_text_model as shared_text_model
 from tests.tiny.text import text_model as text_model
+from tests.tiny.tokenizers import tiny_processor as tiny_processor
+from tests.tiny.tokenizers import tiny_tokenizer as tiny_tokenizer
 from tests.tiny.vision import LVLM_FUSED as LVLM_FUSED
 from tests.tiny.vision import LVLM_SERIAL as LVLM_SERIAL
 from tests.tiny.vision import TinyLVLM as TinyLVLM

@@ -9,9 +9,7 @@ _NEW_TOKEN_TYPE = {"paligemma": 1}
 """PaliGemma's prompt (0) is bidirectional, its continuation (1) causal. Elsewhere 0 is text."""
 
 
-def reference_logits(
-    model: nn.Module, row: dict[str, Tensor], continuation_ids: Tensor
-) -> Tensor:
+def reference_logits(model: nn.Module, row: dict[str, Tensor], continuation_ids: Tensor) -> Tensor:
     """Logits of every next token along a continuation: batch 1, no cache, no padding.
 
     Args:

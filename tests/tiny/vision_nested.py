@@ -1,4 +1,4 @@
-"""Families whose images are nested by prompt or carry masks: Idefics, SmolVLM, Mistral 3, Mllama."""
+"""Families with nested or masked images: Idefics 2 and 3, SmolVLM, Mistral 3, Mllama."""
 
 from __future__ import annotations
 

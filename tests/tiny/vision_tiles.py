@@ -1,9 +1,10 @@
-"""Families whose images are tiles of one size: LLaVA, Gemma 3, PaliGemma, InternVL, Aya, Llama 4."""
+"""Families with tiles of one size: LLaVA, Gemma 3, PaliGemma, InternVL, Aya Vision, Llama 4."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from tests.tiny.vision_parts import (
-    FIRST_TEXT,
     HIDDEN,
     IMAGE,
     IMAGE_END,
@@ -103,9 +103,7 @@ def _next_config() -> PreTrainedConfig:
 def _onevision_config() -> PreTrainedConfig:
     vision = vision_config("siglip_vision_model", 8, vision_use_head=False)
     grid = {"image_grid_pinpoints": _PINPOINTS, "image_token_index": IMAGE}
-    return _config(
-        "llava_onevision", text_config("qwen2"), vision, video_token_index=VIDEO, **grid
-    )
+    return _config("llava_onevision", text_config("qwen2"), vision, video_token_index=VIDEO, **grid)
 
 
 def _onevision_span(image: int, count: int) -> list[int]:
@@ -154,7 +152,7 @@ def _paligemma_config() -> PreTrainedConfig:
 
 def _paligemma_arrange(spans: list[list[int]], chunks: list[list[int]]) -> list[int]:
     """All images, BOS, the text, a newline: the whole prompt is the bidirectional prefix."""
-    return [*sum(spans, []), BOS, *sum(chunks, []), NEWLINE]
+    return [*chain.from_iterable(spans), BOS, *chain.from_iterable(chunks), NEWLINE]
 
 
 def _paligemma_extras(ids: Tensor, images: Sequence[int]) -> Inputs:
@@ -182,10 +180,10 @@ def _aya_config() -> PreTrainedConfig:
 
 
 def _aya_span(image: int, count: int) -> list[int]:
-    ids = [IMAGE_START]
-    for tile in range(1, _tile_count(image)):
-        ids += [MARK_A, FIRST_TEXT + ord(str(tile)), *[IMAGE] * _TILE_TOKENS]
-    return [*ids, MARK_B, *[IMAGE] * _TILE_TOKENS, IMAGE_END]
+    """MARK_A is TILE_1, MARK_B TILE_2, MARK_C TILE_GLOBAL."""
+    tile = [IMAGE] * _TILE_TOKENS
+    cut = [MARK_A, *tile, MARK_B, *tile] if second_size(image) else []
+    return [IMAGE_START, *cut, MARK_C, *tile, IMAGE_END]
 
 
 def _llama4_config() -> PreTrainedConfig:

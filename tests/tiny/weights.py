@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 PAD, BOS, EOS = 0, 1, 2
 _GAIN = 1.2
-_LOGIT_STD = 1.0
+_LOGIT_STD = 0.7
 
 
 def randomise(model: nn.Module, seed: int) -> None:
@@ -24,8 +24,7 @@ def randomise(model: nn.Module, seed: int) -> None:
     Matrices get std gain/sqrt(fan_in); embeddings 1/sqrt(width), so that the layers' outputs, not
     the last token's own embedding, decide; scalars (the gates of gated cross-attention) 0.8;
     vectors that are all zero (biases, zero-centred norms) small noise; the decay rates of
-    recurrent layers exp(-3) to exp(-1), a memory of several tokens; BLOOM's norm of the embeddings
-    0.2, for the reason above. Other vectors keep what the
+    recurrent layers exp(-3) to exp(-1), a memory of several tokens. Other vectors keep what the
     family's initialisation gave them.
 
     Larger gains give more varied text but amplify float32 rounding: with these, cached and
@@ -37,8 +36,6 @@ def randomise(model: nn.Module, seed: int) -> None:
         for name, weight in model.named_parameters():
             if name.endswith("A_log"):
                 weight.copy_(torch.rand(weight.shape, generator=generator) * 2 - 3)
-            elif name.endswith("word_embeddings_layernorm.weight"):
-                weight.fill_(0.2)
             elif weight.dim() >= 2 and weight.numel() > 1:
                 noise = torch.randn(weight.shape, generator=generator)
                 weight.copy_(noise * _matrix_std(name, weight, id(weight) in embeddings))
@@ -60,7 +57,7 @@ def _matrix_std(name: str, weight: Tensor, embedding: bool) -> float:
 
 
 def calibrate(model: nn.Module, vocab_size: int) -> None:
-    """Scale the output head until the logits of random text have standard deviation 1."""
+    """Scale the output head until the logits of random text have standard deviation 0.7."""
     generator = torch.Generator().manual_seed(1234)
     ids = torch.randint(3, min(vocab_size, 100), (2, 16), generator=generator)
     head = model.get_output_embeddings()
@@ -70,9 +67,7 @@ def calibrate(model: nn.Module, vocab_size: int) -> None:
             head.weight.mul_(_LOGIT_STD / logits.std(dim=-1).mean())
 
 
-def build(
-    make: Callable[[], PreTrainedModel], vocab_size: int, seed: int
-) -> PreTrainedModel:
+def build(make: Callable[[], PreTrainedModel], vocab_size: int, seed: int) -> PreTrainedModel:
     """Random weights, calibrated head, evaluation mode, plain token ids for generation.
 
     The global generator, from which `make` draws the vectors that stay, is left as it was.
