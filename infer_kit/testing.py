@@ -267,7 +267,7 @@ def _answer_length(ids: Sequence[int], lm: CoupledLM) -> int:
 
 
 def _assert_engine(output: Any, engine: str) -> None:
-    ran = set(output.past_key_values.engines)
+    ran = set(output.engines)
     if ran != {engine}:
         raise AssertionError(f"Expected the {engine} engine, but {sorted(ran)} ran.")
 

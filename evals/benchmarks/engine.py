@@ -33,6 +33,7 @@ from evals.benchmarks.measuring import (  # noqa: E402
     median_ratio,
     report,
 )
+from infer_kit.engine.cache_name import CACHE  # noqa: E402
 from infer_kit.engine.coupled_lm import CoupledLM  # noqa: E402
 
 NEW_TOKENS = 24
@@ -69,7 +70,7 @@ def bare_loop(model: PreTrainedModel, ids: Tensor) -> None:
     """Greedy decoding of a K-row batch with nothing around the model."""
     cache = DynamicCache(config=model.config)
     for _ in range(NEW_TOKENS):
-        logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits = model(ids, **{CACHE: cache}, use_cache=True, logits_to_keep=1).logits
         token = logits[:, -1].float().sum(0).argmax()
         ids = token.expand(len(ids), 1)
 
@@ -84,6 +85,10 @@ def decoding(model: PreTrainedModel, rounds: int) -> tuple[list[Claim], list[dic
     for k in rows:
         sides[f"ours, K={k}"] = lambda k=k: lms[k].generate(rows[k], **options)
         sides[f"bare loop, K={k}"] = lambda k=k: bare_loop(model, ids[k])
+    traced = options | {"trace": True, "return_dict_in_generate": True}
+    sides["ours, K=2, with a trace"] = lambda: lms[2].generate(rows[2], **traced)
+    unequal = [[prompt(PROMPT, 0), prompt(PROMPT // 2, 1)]]
+    sides["ours, K=2, prompts of unequal length"] = lambda: lms[2].generate(unequal, **options)
     times = interleaved(sides, rounds)
     table = [
         {"what": name, "tokens / CPU second": NEW_TOKENS / statistics.median(t)}

@@ -12,6 +12,7 @@ from packaging import version
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
+from infer_kit.engine.cache_name import CACHE, CACHE_NAMES
 from infer_kit.engine.prefill import forward_parameters
 from infer_kit.errors import InferKitError, PromptTooLong, UnsupportedArgument, VocabularyMismatch
 
@@ -31,8 +32,9 @@ _REFUSED = {
     "input_ids": "prompts go in rows[b][k]",
     "attention_mask": "prompts go in rows[b][k], one by one and unpadded",
     "position_ids": "positions are computed for each stream",
-    "past_key_values": "rows start a new state; to continue one, call generate(None, "
-    "input_ids=..., past_key_values=...)",
+    **dict.fromkeys(
+        CACHE_NAMES, f"rows start a new state; to continue one, call generate(None, {CACHE}=...)"
+    ),
     "assistant_early_exit": "drafting with some layers of one stream is not supported; pass an "
     "assistant_model",
     "use_mtp": "drafting heads see one stream; pass an assistant_model",
@@ -58,12 +60,10 @@ def check_model(model: Any, index: int) -> None:
             f"Stream {index}: {name} has no language-model head.",
             hint="Load it with AutoModelForCausalLM or AutoModelForImageTextToText.",
         )
-    if "past_key_values" not in forward_parameters(model) or not (
-        model._supports_default_dynamic_cache()
-    ):
+    if CACHE not in forward_parameters(model) or not (model._supports_default_dynamic_cache()):
         raise InferKitError(
             f"Stream {index}: {name} keeps its state in a cache of its own (its forward takes no "
-            "past_key_values, or not a DynamicCache), which the engine cannot hold."
+            f"{CACHE}, or not a DynamicCache), which the engine cannot hold."
         )
     if model.training:
         raise InferKitError(

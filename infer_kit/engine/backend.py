@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from infer_kit.backends import Answers
 from infer_kit.chats import Chat, load_images
 from infer_kit.engine.arguments import check_call, check_inputs, context_length
+from infer_kit.engine.cache_name import cache_of
 from infer_kit.engine.coupled_lm import CoupledLM
 from infer_kit.engine.image_features import ImageMemory
 from infer_kit.engine.rows import RowMaker
@@ -92,12 +93,12 @@ class TransformersBackend:
                 for ids in tokens
             ],
             traces=traces,
-            engines=output.past_key_values.engines,
+            engines=output.engines,
             output=output,
         )
 
     def _trace(self, output: Any, row: int, length: int, group: Group, pool: Any) -> Trace:
-        pooling = output.past_key_values.pooling
+        pooling = cache_of(output).pooling
         return trace_of(
             output.statistics,
             row,

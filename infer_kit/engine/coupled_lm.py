@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import ModelOutput
 
 from infer_kit.engine.arguments import (
     check_call,
@@ -18,6 +19,7 @@ from infer_kit.engine.arguments import (
     common_vocabulary_size,
     present_streams,
 )
+from infer_kit.engine.cache_name import CACHE, CACHE_NAMES
 from infer_kit.engine.image_features import ImageMemory
 from infer_kit.engine.pooling import Pooling, Weights, resolve_pooling
 from infer_kit.engine.prefill import Entry
@@ -66,7 +68,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
     $\log \pi(y) = \sum_k w_k \log p_k(y) - \log Z$ (`pool="product"`), or
     $\log \pi(y) = \log \sum_k w_k p_k(y)$ (`pool="mixture"`).
 
-    The state of all streams is the `past_key_values` of one call, so the unmodified
+    The state of all streams is the cache of one call, so the unmodified
     `GenerationMixin.generate` supplies greedy search, sampling, beams, streamers, stopping,
     processors, prompt lookup and assisted decoding. Processors act on the pooled scores and see the
     primary stream's prompt.
@@ -107,7 +109,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             that the ids they share mean the same tokens.
 
         Raises:
-            InferKitError: a model cannot be a stream (encoder-decoder, no `past_key_values`, in
+            InferKitError: a model cannot be a stream (encoder-decoder, a cache of its own, in
                 training mode), or arguments contradict each other.
             VocabularyMismatch: the models do not name the same tokens.
         """
@@ -171,7 +173,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
                 b: a mapping with `input_ids` `[1, S]`, no padding. Requests may have unequally
                 many streams: leave the last ones out, or put None.
             weights: `[K]`, `[B, K]` or a function of the step; None for those of the constructor.
-            trace: also return `statistics` (`TokenStatistics`) and `engines` on the output; needs
+            trace: also return `statistics` (`TokenStatistics`) on the output; needs
                 `return_dict_in_generate=True`.
             images: encoded images to share with other calls; None shares them within this one.
             **kwargs: whatever `GenerationMixin.generate` takes, except what cannot work with
@@ -179,6 +181,8 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
 
         Returns:
             What `generate` returns. Sequences start with the primary stream's prompt, left-padded.
+            An output object also says how the streams ran: `engines`, "fused" or "serial" for each
+            model.
             Hidden states and attentions are None. To continue, call
             `generate(None, input_ids=<sequences and new ids>, past_key_values=<returned>)`.
 
@@ -188,7 +192,8 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         if rows is None:
             if weights is not None or trace:
                 raise InferKitError("A continued state keeps its weights and has no trace.")
-            return super().generate(**kwargs)
+            names = [name for name in CACHE_NAMES if name in kwargs]
+            return super().generate(**{CACHE if k in names else k: v for k, v in kwargs.items()})
         check_call(self, kwargs, len(rows), trace)
         images = ImageMemory() if images is None else images
         cache, ids, mask = self._prepare(rows, weights, kwargs, images, record=trace)
@@ -197,11 +202,10 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         beams = kwargs.get("num_beams") or config.num_beams or 1
         if beams > 1:  # finished beams leave the running ones: score them afterwards
             cache.recorder = None
-        output = super().generate(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, **kwargs
-        )
-        if trace:
+        output = super().generate(input_ids=ids, attention_mask=mask, **{CACHE: cache}, **kwargs)
+        if isinstance(output, ModelOutput):
             output.engines = cache.engines
+        if trace:
             if cache.recorder is not None:
                 output.statistics = cache.recorder.finish(output.sequences[:, -1])
             else:
@@ -310,17 +314,19 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         next_sequence_length: int | None = None,
         past_key_values: StreamCache | None = None,
         attention_mask: Tensor | None = None,
+        cache: StreamCache | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         if next_sequence_length is not None:
             input_ids = input_ids[:, -next_sequence_length:]
-        return {"input_ids": input_ids, "past_key_values": past_key_values}
+        return {"input_ids": input_ids, CACHE: past_key_values if cache is None else cache}
 
     def forward(
         self,
         input_ids: Tensor,
         past_key_values: StreamCache | None = None,
         attention_mask: Tensor | None = None,
+        cache: StreamCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Advance every stream by `input_ids` `[R, n]`; pooled logits `[R, n, V]`, float32.
@@ -329,7 +335,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         primary prompt that `generate` passes are then known already, and only drafts after them
         are fed.
         """
-        cache = past_key_values
+        cache = past_key_values if cache is None else cache
         if cache is None:
             raise InferKitError("CoupledLM is called through generate(rows) or score(rows, ...).")
         first = cache.seen == 0
@@ -342,7 +348,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         else:
             logits = cache.step(input_ids)
         pooled = self._pool_step(cache, input_ids, logits)
-        return CausalLMOutputWithPast(logits=pooled, past_key_values=cache)
+        return CausalLMOutputWithPast(logits=pooled, **{CACHE: cache})
 
     def _pool_step(self, cache: StreamCache, fed: Tensor, logits: Tensor) -> Tensor:
         pooling = cache.pooling

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from infer_kit.engine.cache_merge import check_mergeable, merge_caches
+from infer_kit.engine.cache_name import CACHE
 from infer_kit.engine.prefill import Entry, Prefilled, equal_length_batches, prefill
 from infer_kit.errors import NotMergeable
 
@@ -138,7 +139,7 @@ class FusedGroup:
         if self.mask is not None:
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), n)], dim=1)
             inputs["attention_mask"] = self.mask
-        outputs = self.model(**inputs, past_key_values=self.cache, use_cache=True, return_dict=True)
+        outputs = self.model(**inputs, **{CACHE: self.cache}, use_cache=True, return_dict=True)
         return outputs.logits
 
     def gather(self, index: Tensor) -> None:
@@ -232,7 +233,7 @@ class _SerialState:
 
     @property
     def cache(self) -> Cache:
-        return self.kwargs["past_key_values"]
+        return self.kwargs[CACHE]
 
     def step(self, ids: Tensor) -> Tensor:
         n = ids.shape[1]

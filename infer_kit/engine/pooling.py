@@ -78,9 +78,18 @@ class Pooling:
                 f"[R, K] = {list(logits.shape[:2])} or [R, K, n] = {list(logits.shape[:3])}."
             )
         present = self.present.index_select(0, request)
-        weights = weights * (present if weights.dim() == 2 else present[..., None])
+        weights = weights.masked_fill(~(present if weights.dim() == 2 else present[..., None]), 0.0)
         if self.normalize:
             weights = weights / weights.sum(1, keepdim=True)
+        if not bool(weights.isfinite().all()):
+            raise InferKitError(
+                "The weight function returned weights that are not finite"
+                f"{' or sum to 0' if self.normalize else ''}."
+            )
+        if self.pool == "mixture" and bool((weights < 0).any()):
+            raise InferKitError(
+                "The weight function returned a negative weight; a mixture needs weights ≥ 0."
+            )
         return weights
 
     def __call__(self, logits: Tensor, weights: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from infer_kit.engine.cache_name import CACHE, cache_of
+
 # Prompts of equal length share one prefill while it stays below this many tokens: beyond that
 # the matrix products are large enough alone, and the activations need the memory.
 _BATCH_TOKENS = 4096
@@ -79,7 +81,7 @@ def prefill(model: PreTrainedModel, entries: Sequence[Entry]) -> Prefilled:
             ids, {**kwargs, "attention_mask": ones}
         )
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    kwargs |= {"past_key_values": cache, "use_cache": True}
+    kwargs |= {CACHE: cache, "use_cache": True}
     if "logits_to_keep" in parameters:
         kwargs["logits_to_keep"] = 1
     inputs = model.prepare_inputs_for_generation(ids, is_first_iteration=True, **kwargs)
@@ -89,7 +91,7 @@ def prefill(model: PreTrainedModel, entries: Sequence[Entry]) -> Prefilled:
     return Prefilled(
         entries=list(entries),
         logits=logits,
-        cache=outputs.past_key_values,
+        cache=cache_of(outputs),
         position=None if position is None else position[..., -1:].expand(*_batched(position, ids)),
         kwargs=kwargs,
         outputs=outputs,

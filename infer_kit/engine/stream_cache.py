@@ -13,7 +13,7 @@ from infer_kit.engine.recording import Recorder
 
 
 class StreamCache(Cache):
-    """What `generate` carries between steps as `past_key_values`.
+    """What `generate` carries between steps as its cache.
 
     `generate` sees one cache over the primary stream's padded prompt; inside are the caches of
     every stream. One call makes one, so one `CoupledLM` serves several threads.

@@ -48,7 +48,7 @@ def test_weight_one_and_zero_is_plain_generate(smollm2) -> None:
     model, rows = smollm2
     out = CoupledLM([model, model], weights=[1.0, 0.0]).generate([rows], **GREEDY)
     plain = model.generate(**rows[0], **GREEDY)
-    assert out.past_key_values.engines == ("fused",)
+    assert out.engines == ("fused",)
     assert torch.equal(out.sequences, plain.sequences)
 
 
@@ -56,7 +56,7 @@ def test_two_copies_at_one_half_are_plain_generate(smollm2) -> None:
     model, rows = smollm2
     out = CoupledLM([model, model], weights=[0.5, 0.5]).generate([[rows[0], rows[0]]], **GREEDY)
     plain = model.generate(**rows[0], **GREEDY)
-    assert out.past_key_values.engines == ("fused",)
+    assert out.engines == ("fused",)
     assert torch.equal(out.sequences, plain.sequences)
 
 

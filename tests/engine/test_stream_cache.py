@@ -1,0 +1,161 @@
+"""The state of a call: continued, shared by threads, taken back."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from infer_kit.engine.coupled_lm import CoupledLM
+from infer_kit.errors import InferKitError
+from tests.engine.cases import (
+    BEAMS,
+    GREEDY,
+    LOOKUP,
+    OUTPUT,
+    SAMPLING,
+    SIGNED,
+    assert_engine,
+    lookup_rows,
+    model_of,
+    text_rows,
+)
+from tests.engine.reference import ReferenceLM, Row
+from tests.tiny import TEXT_GRID
+from tests.tiny.reference import extended_row
+
+
+def _grown(rows: list[list[Row | None]], new: Tensor) -> list[list[Row | None]]:
+    """The contexts with new tokens `[B, n]` written after every prompt."""
+    model = model_of("llama")
+    return [
+        [extended_row(model, dict(row), new[b : b + 1]) for row in request]
+        for b, request in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize("mode", ["fused", "serial"])
+@pytest.mark.parametrize("way", ["greedy", "sampling", "drafts"])
+@pytest.mark.parametrize("family", TEXT_GRID)
+def test_a_returned_state_can_be_continued(family: str, way: str, mode: str) -> None:
+    model = model_of(family)
+    rows = lookup_rows(3) if way == "drafts" else text_rows(1, 3)
+    options = {"greedy": GREEDY, "sampling": SAMPLING, "drafts": LOOKUP}[way]
+    lm = CoupledLM([model] * 3, SIGNED[:3], mode=mode)
+    first = lm.generate(rows, **OUTPUT, **options)
+    prompt = rows[0][0]["input_ids"].shape[1]
+    told = torch.tensor([[30, 31, 32]])
+    ids = torch.cat([first.sequences, told], dim=1)
+    second = lm.generate(None, input_ids=ids, past_key_values=first.past_key_values, **OUTPUT,
+                         **GREEDY)  # fmt: skip
+    assert second.past_key_values is first.past_key_values
+    assert_engine(second, mode)
+    reference = ReferenceLM([model] * 3, _grown(rows, ids[:, prompt:]), [SIGNED[:3]])
+    theirs = reference.write(**GREEDY)
+    assert torch.equal(second.sequences, theirs.sequences)
+    for a, b in zip(second.logits, theirs.logits, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_a_continued_state_takes_no_weights_and_no_trace() -> None:
+    lm = CoupledLM([model_of("llama")] * 2)
+    for options in ({"weights": [1.0, 2.0]}, {"trace": True}):
+        with pytest.raises(InferKitError, match="keeps its weights and has no trace"):
+            lm.generate(None, input_ids=torch.ones(1, 1, dtype=torch.long), **options)
+
+
+def test_forward_needs_a_state() -> None:
+    with pytest.raises(InferKitError, match=r"called through generate\(rows\) or score"):
+        CoupledLM(model_of("llama"))(torch.ones(1, 3, dtype=torch.long))
+
+
+def test_eight_threads_share_one_engine() -> None:
+    """All state is in the call's cache: nothing is left on the models or on the engine."""
+    lm = CoupledLM([model_of("llama"), model_of("qwen3"), model_of("llama")])
+    jobs: list[dict[str, Any]] = [
+        {
+            "rows": text_rows(1 + n % 3, 3, seed=n),
+            "weights": [1.0, 0.1 * n - 0.4, 0.3],
+            **(BEAMS if n % 2 else GREEDY),
+        }
+        for n in range(8)
+    ]
+    alone = [lm.generate(**job) for job in jobs]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(lambda job: lm.generate(**job), jobs))
+    for a, b in zip(alone, together, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("mode", ["fused", "serial"])
+@pytest.mark.parametrize("family", TEXT_GRID)
+def test_tokens_are_taken_back_exactly(family: str, mode: str) -> None:
+    """Step, crop, step again: the logits of a state that never saw the cropped tokens."""
+    lm = CoupledLM([model_of(family)] * 3, mode=mode)
+    rows = text_rows(2, 3)
+    rows[1] = rows[1][:2]
+    wrong = torch.randint(3, 160, (2, 4), generator=torch.Generator().manual_seed(1))
+    right = torch.randint(3, 160, (2, 3), generator=torch.Generator().manual_seed(2))
+    states = []
+    for drafts in (False, True):
+        cache = lm._prepare(rows, [1.0] * 3, {}, *_memory(), record=False)[0]
+        cache.prefill(2)
+        cache.activate_past_recording()
+        if drafts:
+            cache.step(wrong)
+            cache.crop(-3)
+            cache.crop(0)
+            cache.crop(-1)
+        assert cache.get_seq_length() == max(r[0]["input_ids"].shape[1] for r in rows)
+        states.append(torch.cat([cache.step(right[:, :2]), cache.step(right[:, 2:])], dim=2))
+    torch.testing.assert_close(*states, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["fused", "serial"])
+def test_sequences_are_selected_repeated_and_reordered(mode: str) -> None:
+    lm = CoupledLM([model_of("qwen3"), model_of("llama"), model_of("qwen3")], mode=mode)
+    rows = text_rows(3, 3)
+    rows[1] = rows[1][:1]
+    token = torch.tensor([[7], [50], [90]])
+
+    def state() -> Any:
+        cache = lm._prepare(rows, [1.0] * 3, {}, *_memory(), record=False)[0]
+        cache.prefill(3)
+        return cache
+
+    plain = state().step(token)
+    for change, index in (
+        (lambda c: c.reorder_cache(torch.tensor([2, 1, 1])), [2, 1, 1]),
+        (lambda c: c.batch_select_indices(torch.tensor([1])), [1]),
+        (lambda c: c.batch_repeat_interleave(2), [0, 0, 1, 1, 2, 2]),
+    ):
+        cache = state()
+        change(cache)
+        assert cache.request.tolist() == index
+        torch.testing.assert_close(cache.step(token[index]), plain[index], atol=1e-5, rtol=0)
+
+
+def test_crop_takes_negative_numbers() -> None:
+    lm = CoupledLM(model_of("llama"))
+    cache = lm._prepare(text_rows(1, 1), None, {}, *_memory(), record=False)[0]
+    with pytest.raises(ValueError, match="minus the number of tokens to remove"):
+        cache.crop(3)
+    assert cache.get_max_length() == -1
+    assert not cache.is_croppable and not cache.is_compileable
+
+
+def test_engines_are_known_after_the_prefill() -> None:
+    lm = CoupledLM([model_of("llama"), model_of("gpt2")])
+    cache = lm._prepare(text_rows(1, 2), None, {}, *_memory(), record=False)[0]
+    assert cache.engines == ()
+    cache.prefill(1)
+    assert cache.engines == ("fused", "fused")
+
+
+def _memory() -> tuple[Any]:
+    from infer_kit.engine.image_features import ImageMemory
+
+    return (ImageMemory(),)
