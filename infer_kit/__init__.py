@@ -1,0 +1,54 @@
+"""infer_kit: make a model answer better at inference time, without retraining it.
+
+Names load on first use (PEP 562): `import infer_kit` loads neither torch nor transformers.
+"""
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from infer_kit.engine.coupled_lm import CoupledLM as CoupledLM
+    from infer_kit.engine.image_features import ImageFeatures as ImageFeatures
+    from infer_kit.errors import InferKitError as InferKitError
+    from infer_kit.methods.prompts import Prompts as Prompts
+    from infer_kit.methods.red import RED as RED
+    from infer_kit.methods.red import REDOutput as REDOutput
+    from infer_kit.pool import Step as Step
+    from infer_kit.streams import Group as Group
+    from infer_kit.streams import Stream as Stream
+    from infer_kit.trace import Trace as Trace
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "CoupledLM": "infer_kit.engine.coupled_lm",
+    "Group": "infer_kit.streams",
+    "ImageFeatures": "infer_kit.engine.image_features",
+    "InferKitError": "infer_kit.errors",
+    "Prompts": "infer_kit.methods.prompts",
+    "RED": "infer_kit.methods.red",
+    "REDOutput": "infer_kit.methods.red",
+    "Step": "infer_kit.pool",
+    "Stream": "infer_kit.streams",
+    "Trace": "infer_kit.trace",
+}
+
+__all__ = [  # noqa: PLE0604
+    "__version__",
+    *_HOME,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        close = difflib.get_close_matches(name, _HOME, n=1)
+        suggestion = f" Did you mean {close[0]!r}?" if close else ""
+        raise AttributeError(f"module 'infer_kit' has no attribute {name!r}.{suggestion}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,5 +1,6 @@
 """The trace of an answer: parts that sum to the margin, and its three renderings."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_mattered_asks_whether_a_stream_decided_some_token(trace: Trace) -> None
 
 
 def test_the_table_shows_every_token_and_stream(trace: Trace) -> None:
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=160, record=True, file=io.StringIO())
     console.print(trace.table("title"))
     text = console.export_text()
     part = f"{trace.parts[0, 0]:+.2f}"

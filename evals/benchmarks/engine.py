@@ -8,7 +8,10 @@ through the vision tower. Random weights: speed does not depend on them.
 
 import statistics
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,14 +80,16 @@ def bare_loop(model: PreTrainedModel, ids: Tensor) -> None:
 
 def decoding(model: PreTrainedModel, rounds: int) -> tuple[list[Claim], list[dict]]:
     """K = 1 beside plain generate; K = 2 and 4 beside the bare loop."""
-    options = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
+    options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
     rows = {k: [[prompt(PROMPT, seed) for seed in range(k)]] for k in (1, 2, 4)}
     ids = {k: torch.cat([r["input_ids"] for r in rows[k][0]]) for k in rows}
     lms = {k: CoupledLM([model] * k) for k in rows}
-    sides = {"plain generate": lambda: model.generate(**rows[1][0][0], **options)}
+    sides: dict[str, Callable[[], Any]] = {
+        "plain generate": lambda: model.generate(**rows[1][0][0], **options)
+    }
     for k in rows:
-        sides[f"ours, K={k}"] = lambda k=k: lms[k].generate(rows[k], **options)
-        sides[f"bare loop, K={k}"] = lambda k=k: bare_loop(model, ids[k])
+        sides[f"ours, K={k}"] = partial(lms[k].generate, rows[k], **options)
+        sides[f"bare loop, K={k}"] = partial(bare_loop, model, ids[k])
     traced = options | {"trace": True, "return_dict_in_generate": True}
     sides["ours, K=2, with a trace"] = lambda: lms[2].generate(rows[2], **traced)
     unequal = [[prompt(PROMPT, 0), prompt(PROMPT // 2, 1)]]
@@ -112,7 +117,7 @@ def prefilling(model: PreTrainedModel, rounds: int) -> tuple[list[Claim], list[d
         padded[row, 600 - length :] = stream["input_ids"]
         mask[row, 600 - length :] = 1
     lm = CoupledLM([model] * 2)
-    options = {"max_new_tokens": 1, "do_sample": False}
+    options: dict[str, Any] = {"max_new_tokens": 1, "do_sample": False}
     times = interleaved(
         {
             "ours, 600 + 80": lambda: lm.generate([streams], **options),

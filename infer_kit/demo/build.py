@@ -15,8 +15,9 @@ SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 PAD, BOS, EOS, UNK, IMAGE = range(5)
 WORDS: tuple[str, ...] = (
     *SPECIAL,
-    *"user assistant : . , ? notes explain start at the go what color shape is there".split(),
-    *"background has a".split(),
+    *("user", "assistant", ":", ".", ",", "?"),
+    *("notes", "explain", "start", "at", "the", "go", "what", "color", "shape", "is", "there"),
+    *("background", "has", "a"),
     *scenes.COLORS,
     *scenes.SHAPES,
     *scenes.BACKGROUNDS,
@@ -149,7 +150,7 @@ _IDS = {word: i for i, word in enumerate(WORDS)}
 
 
 def cell_patches(processor: Any) -> dict[tuple[str, str, str], Tensor]:
-    """(background, colour, shape) to the pixels `[3, 16, 16]` of one cell, as the processor sees it.
+    """(background, colour, shape) to the pixels `[3, 16, 16]` of one cell, from the processor.
 
     No shape reaches the border of its cell, so a picture is the pixels of its nine cells.
     """

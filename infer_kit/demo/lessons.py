@@ -13,6 +13,8 @@ from infer_kit.demo.packing import Row
 LESSONS = ("look up", "explain", "direct walk", "direct background", "notes", "image and notes")
 LOOK_UP, EXPLAIN, DIRECT_WALK, DIRECT_BACKGROUND, NOTES, JOINT = range(len(LESSONS))
 
+FURTHEST = 40
+
 _IMAGE_TURN = "<s> user :" + " <image>" * IMAGE_TOKENS
 _TEXT_TURN = "<s> user :"
 _REPLY = " assistant :"
@@ -31,18 +33,23 @@ def prompt_ids(text: str, image: bool) -> list[int]:
     return encode((_IMAGE_TURN if image else _TEXT_TURN) + f" {text}{_REPLY}")
 
 
-def look_up_row(image: int, scene: scenes.Scene, rng: random.Random) -> Row:
-    """Every cell once, in random order: where an object is, or what a cell holds."""
+def look_up_row(image: int, scene: scenes.Scene, rng: random.Random, places: float) -> Row:
+    """A look-up of every cell, none seeing another: where its object is, or what it holds.
+
+    `places` is the share of the first. Half of them are bare words. Each is put at a random
+    distance from the image, since that varies in what follows.
+    """
     row = Row(image)
     root = row.add(encode(_IMAGE_TURN))
-    words: list[str] = []
-    learn: list[int] = []
-    for cell in rng.sample(scenes.CELLS, len(scenes.CELLS)):
-        place = rng.random() < 0.5
-        text = (scenes.place_of if place else scenes.found_at)(scene, cell).split()
-        learn += [len(words) + i for i in ([5] if place else [3, 4])]
-        words += text
-    row.add(encode(" ".join(words)), root, learn, LOOK_UP)
+    for cell, (color, shape) in zip(scenes.CELLS, scene.objects, strict=True):
+        bare = rng.random() < 0.5
+        if rng.random() < places:
+            text = f"{color} {shape} {cell}" if bare else scenes.place_of(scene, cell)
+            learn = [2] if bare else [5]
+        else:
+            text = f"{cell} {color} {shape}" if bare else scenes.found_at(scene, cell)
+            learn = [1, 2] if bare else [3, 4]
+        row.add(encode(text), root, learn, LOOK_UP, skip=rng.randint(0, FURTHEST))
     return row
 
 

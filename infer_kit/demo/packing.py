@@ -24,7 +24,13 @@ IGNORED = -100
 
 @dataclass
 class Row:
-    """Segments of one row. `image` is its number in the batch of images, None without one."""
+    """Segments of one row.
+
+    Attributes:
+        image: its number in the batch of images, None without one.
+        ids, labels, lessons: of each token; a label is the next token or `IGNORED`.
+        segments: of each segment first token, end, parent and first position.
+    """
 
     image: int | None = None
     ids: list[int] = field(default_factory=list)
@@ -38,10 +44,12 @@ class Row:
         parent: int | None = None,
         learn: Sequence[int] | range = (),
         lesson: int = 0,
+        skip: int = 0,
     ) -> int:
-        """Append a segment; `learn` are the places in it whose token is to be predicted.
+        """Append a segment, and return its number.
 
-        A place may not be the segment's first: what predicts it would be in the parent.
+        `learn` are the places in it whose token is to be predicted; not the first place, since
+        what predicts it would be in the parent. `skip` positions are left out before it.
         """
         start = len(self.ids)
         labels = [IGNORED] * len(ids)
@@ -51,17 +59,17 @@ class Row:
         self.ids += ids
         self.labels += labels
         self.lessons += [lesson] * len(ids)
-        begin = 0 if parent is None else self.segments[parent][3] + self._length(parent)
+        begin = skip
+        if parent is not None:
+            first, last, _, position = self.segments[parent]
+            begin += position + last - first
         self.segments.append((start, start + len(ids), parent, begin))
         return len(self.segments) - 1
-
-    def _length(self, segment: int) -> int:
-        return self.segments[segment][1] - self.segments[segment][0]
 
 
 @dataclass
 class Batch:
-    """Rows, padded. ids, labels, lessons, positions: `[B, T]`; mask: `[B, 1, T, T]`, True = seen."""
+    """Padded rows. ids, labels, lessons, positions: `[B, T]`; mask: `[B, 1, T, T]`, True = seen."""
 
     ids: Tensor
     labels: Tensor

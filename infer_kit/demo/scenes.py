@@ -59,7 +59,12 @@ _HELD_OUT_ONE_IN = 8
 
 @dataclass(frozen=True)
 class Scene:
-    """A board. Attributes: background: its colour; objects: (colour, shape) of each cell, a1..c3."""
+    """A board.
+
+    Attributes:
+        background: its colour.
+        objects: colour and shape of each cell, a1 to c3.
+    """
 
     background: str
     objects: tuple[tuple[str, str], ...]

@@ -11,7 +11,7 @@ WAYS = ("direct", "cot", "rationale_only", "red", "red_shuffled")
 """Image alone; image and rationale in one context; rationale alone; RED; RED with the rationale of
 the next question of the same kind."""
 
-ANSWER = {"max_new_tokens": 4, "do_sample": False}
+ANSWER: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
 
 
 def chat_of(record: Record) -> list[dict[str, Any]]:

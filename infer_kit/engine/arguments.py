@@ -38,8 +38,19 @@ _REFUSED = {
     "assistant_early_exit": "drafting with some layers of one stream is not supported; pass an "
     "assistant_model",
     "use_mtp": "drafting heads see one stream; pass an assistant_model",
+    "penalty_alpha": "transformers has no contrastive search any more; leave it out",
+    "dola_layers": "it contrasts the layers of one stream; make the amateur a stream with a "
+    "negative weight instead",
+    "num_beam_groups": "transformers has no group beam search any more; leave it out",
+    "force_words_ids": "transformers has no constrained beam search any more; leave it out",
 }
-_HARMLESS = {"use_cache": True, "guidance_scale": 1, "token_healing": False, "use_mtp": False}
+_HARMLESS = {
+    "use_cache": True,
+    "guidance_scale": 1,
+    "token_healing": False,
+    "use_mtp": False,
+    "num_beam_groups": 1,
+}
 _NOT_IN_ONE = ("output_attentions", "output_hidden_states")
 
 
@@ -261,12 +272,13 @@ def _check_tokens(inputs: Any, model: PreTrainedModel, where: str) -> None:
             f"{where}: the prompt is padded ({int((mask == 0).sum())} of {mask.numel()} positions "
             "are masked). Pass each prompt unpadded; the engine pads inside."
         )
-    vocab_size = model.config.get_text_config(decoder=True).vocab_size
-    if int(ids.max()) >= model.get_input_embeddings().weight.shape[0] or int(ids.min()) < 0:
-        raise InferKitError(
-            f"{where}: token id {int(ids.max())} is outside the model's vocabulary of "
-            f"{vocab_size}. Was the prompt made by another model's processor?"
-        )
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    for token in (int(ids.min()), int(ids.max())):
+        if not 0 <= token < vocab_size:
+            raise InferKitError(
+                f"{where}: token id {token} is outside the model's vocabulary of {vocab_size}. Was "
+                "the prompt made by another model's processor?"
+            )
     limit = context_length(model)
     if limit is not None and ids.shape[1] > limit:
         raise PromptTooLong(

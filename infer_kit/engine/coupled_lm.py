@@ -129,6 +129,8 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             )
         if mode not in ("auto", "fused", "serial"):
             raise InferKitError(f"Unknown mode {mode!r}: use 'auto', 'fused' or 'serial'.")
+        if isinstance(pool, str) and pool not in ("product", "mixture"):
+            raise InferKitError(f"Unknown pool {pool!r}: use 'product', 'mixture' or a function.")
         self._weights = weights
         self._pool: str | PoolFunction = pool
         self._mode = mode
@@ -157,7 +159,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         return self._primary_model.get_input_embeddings()
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         rows: Rows | None = None,
         weights: Weights | None = None,
@@ -235,6 +237,11 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         for request, tokens in enumerate(ids):
             if not len(tokens):
                 raise InferKitError(f"The continuation of request {request} is empty.")
+            if not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.vocab_size:
+                raise InferKitError(
+                    f"The continuation of request {request} has token ids from {int(tokens.min())} "
+                    f"to {int(tokens.max())}; there are {self.config.vocab_size} tokens."
+                )
         padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self.device)
         statistics = self._statistics(rows, weights, ImageMemory(), padded, 1)
         lengths = [len(tokens) for tokens in ids]
@@ -279,17 +286,18 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             present_streams(rows, len(models)),
             self._normalize,
         )
+        primary = [row[self._primary] for row in rows]
+        prompts = [inputs["input_ids"][0] for inputs in primary if inputs is not None]
         cache = StreamCache(
             entries=_entries_by_model(rows, models, pooling, images),
             pooling=pooling,
             requests=len(rows),
-            prompt_length=max(row[self._primary]["input_ids"].shape[1] for row in rows),
+            prompt_length=max(len(prompt) for prompt in prompts),
             vocab_size=self.config.vocab_size,
             device=self.device,
             mode=self._mode,
             recorder=Recorder(pooling.on(self.device)) if record else None,
         )
-        prompts = [row[self._primary]["input_ids"][0] for row in rows]
         pad_token = self._pad_token(kwargs)
         config = kwargs.get("generation_config") or self.generation_config
         check_padding_penalty({len(prompt) for prompt in prompts}, config, kwargs, pad_token)
@@ -308,7 +316,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
                 return int(token[0] if isinstance(token, list) else token)
         return 0
 
-    def prepare_inputs_for_generation(  # type: ignore[override]
+    def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
         next_sequence_length: int | None = None,
@@ -359,6 +367,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         pooled = logits[:, 0] if pooling.is_identity else pooling(logits, weights)
         if cache.recorder is not None:
             cache.recorder.offer(fed, logits, weights, pooled)
+            pooled = pooled.clone()  # assisted decoding writes processed scores into what it gets
         return pooled
 
 

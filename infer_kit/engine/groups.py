@@ -114,7 +114,8 @@ class FusedGroup:
         self.mask = _left_padded_mask([entry.length for entry in entries], device)
         self.position: Tensor | None = None
         if prefilled[0].position is not None:
-            self.position = torch.cat([state.position for state in prefilled], dim=-2) + 1
+            positions = [state.position for state in prefilled if state.position is not None]
+            self.position = torch.cat(positions, dim=-2) + 1
         self.cache = merge_caches(
             [state.cache for state in prefilled], [state.entries[0].length for state in prefilled]
         )
@@ -285,8 +286,9 @@ def _ragged_rows(owner: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     for row, sequence in enumerate(owner.tolist()):
         rows_of.setdefault(sequence, []).append(row)
     picked = [(new, row) for new, old in enumerate(index.tolist()) for row in rows_of.get(old, [])]
-    rows = torch.tensor([row for _, row in picked], device=owner.device)
-    return rows, torch.tensor([new for new, _ in picked], device=owner.device)
+    rows = torch.tensor([row for _, row in picked], dtype=torch.long, device=owner.device)
+    owners = [new for new, _ in picked]
+    return rows, torch.tensor(owners, dtype=torch.long, device=owner.device)
 
 
 def _left_padded_mask(lengths: Sequence[int], device: torch.device) -> Tensor | None:

@@ -215,7 +215,7 @@ def _digest(value: Any) -> tuple:
     if not isinstance(value, Tensor):
         return (repr(value),)
     data = value.detach().cpu().contiguous().reshape(-1)
-    content = hashlib.blake2b(data.view(torch.uint8).numpy(), digest_size=16).digest()
+    content = hashlib.blake2b(data.view(torch.uint8).numpy().data, digest_size=16).digest()
     return (tuple(value.shape), str(value.dtype), content)
 
 
@@ -230,4 +230,4 @@ def _like(original: Tensor | Sequence[Tensor], rows: Tensor) -> Any:
     """`[tokens, D]` rows in the container that the model itself uses, holding one item."""
     if isinstance(original, Tensor):
         return rows if original.dim() == 2 else rows[None]
-    return type(original)([rows])
+    return (rows,) if isinstance(original, tuple) else [rows]

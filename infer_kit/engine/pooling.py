@@ -140,8 +140,6 @@ def resolve_pooling(
         InferKitError: a weight is not finite, a mixture's is negative or they do not sum to 1, all
             weights of a request are zero, or the shape is neither `[K]` nor `[B, K]`.
     """
-    if isinstance(pool, str) and pool not in ("product", "mixture"):
-        raise InferKitError(f"Unknown pool {pool!r}: use 'product', 'mixture' or a function.")
     every = tuple(range(present.shape[1]))
     if callable(weights):
         return Pooling(pool, None, weights, present, every, normalize)

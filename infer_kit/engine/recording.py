@@ -3,6 +3,7 @@
 Shape letters: R sequences, K streams, n positions, V tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -40,7 +41,7 @@ class TokenStatistics:
     decisive: Tensor
     divergence: Tensor
 
-    def map(self, function) -> "TokenStatistics":  # noqa: ANN001
+    def map(self, function: Callable[[Tensor], Tensor]) -> "TokenStatistics":
         """The same with `function` applied to every tensor."""
         return TokenStatistics(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
 

@@ -20,7 +20,6 @@ from infer_kit.errors import InferKitError
 from infer_kit.methods.prompts import KINDS, Prompts
 from infer_kit.pool import Step, solve_kl_budget
 from infer_kit.streams import Group, Stream
-from infer_kit.trace import Trace
 
 INTERVENTIONS = ("own", "given", "shuffled", "empty")
 _RATIONALE_TOKENS = 1024
@@ -34,17 +33,18 @@ class REDOutput:
     otherwise lists, `num_return_sequences` entries a chat (rationales: one a chat).
 
     Attributes:
-        text: the answer. rationale: what stream 1 read; None where its weight is 0.
-        trace: each stream's part in each token, or None with `trace=False`.
+        text: str, the answer.
+        rationale: str, what the rationale stream read; None where its weight is 0.
+        trace: `Trace`, each stream's part in each token; None with `trace=False`.
         sequences: `[R, prompt + new]` ids, the image stream's padded prompt first.
         engines: how the streams were run ("fused" or "serial").
         output: the backend's output: `scores`, `logits`, `sequences_scores` of the pooled
             distribution where they were asked for.
     """
 
-    text: str | list[str]
-    rationale: str | None | list[str | None]
-    trace: Trace | None | list[Trace] | None
+    text: Any
+    rationale: Any
+    trace: Any
     sequences: Any
     engines: tuple[str, ...]
     output: Any = field(repr=False)
@@ -234,8 +234,8 @@ class RED:
         if given is None:
             wanted = [b for b, w in enumerate(weights) if w != 0 or self.kl_budget is not None]
             written = self._rationales([chats[b] for b in wanted], wanted, memory)
-            for b, text in zip(wanted, written, strict=True):
-                texts[b] = text
+            for b, own in zip(wanted, written, strict=True):
+                texts[b] = own
         groups = []
         for b, (chat, image, text) in enumerate(zip(chats, image_streams, texts, strict=True)):
             streams = [image]
@@ -313,7 +313,7 @@ class RED:
         """λ of each chat."""
         if weight is not None and self.kl_budget is not None:
             raise InferKitError("kl_budget sets λ; a weight cannot be given as well.")
-        value = self.weight if weight is None else weight
+        value: Any = self.weight if weight is None else weight
         if isinstance(value, Real):
             weights = [float(value)] * chats
         else:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from infer_kit.engine.cache_name import cache_of
 from infer_kit.engine.coupled_lm import CoupledLM
 from infer_kit.engine.stream_cache import StreamCache
 from tests.engine.reference import Pool, ReferenceLM, Row, StepWeights, Table
@@ -112,8 +113,8 @@ def assert_reference(
 
 def assert_engine(output: Any, engine: str) -> None:
     """The streams of every model ran on this engine, on an engine's cache."""
-    assert isinstance(output.past_key_values, StreamCache)
-    assert set(output.past_key_values.engines) == {engine}
+    assert isinstance(cache_of(output), StreamCache)
+    assert set(cache_of(output).engines) == {engine}
 
 
 class Crops:

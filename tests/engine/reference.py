@@ -122,5 +122,7 @@ def greedy_loop(lm: ReferenceLM, request: int, tokens: int) -> list[int]:
     end = lm.generation_config.eos_token_id
     written: list[int] = []
     while len(written) < tokens and (not written or written[-1] != end):
-        written.append(int(lm.next_logits(request, torch.tensor(written, dtype=torch.long)).argmax()))
+        written.append(
+            int(lm.next_logits(request, torch.tensor(written, dtype=torch.long)).argmax())
+        )
     return written

@@ -234,7 +234,9 @@ def test_a_streamer_gets_the_prompt_each_token_and_the_end(options: dict[str, An
 def test_text_streamer(capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer, rows = tiny_tokenizer(), text_rows(1, 2)
     lm = CoupledLM([model_of("llama")] * 2)
-    options: dict[str, Any] = LONG | {"suppress_tokens": list(range(4, 37)) + [131, *range(146, 160)]}
+    options: dict[str, Any] = LONG | {
+        "suppress_tokens": list(range(4, 37)) + [131, *range(146, 160)]
+    }
     out = lm.generate(rows, streamer=TextStreamer(tokenizer, skip_prompt=True), **options)
     new = out[0, rows[0][0]["input_ids"].shape[1] :]
     assert capsys.readouterr().out.strip() == tokenizer.decode(new).strip()
@@ -260,9 +262,7 @@ def test_text_iterator_streamer() -> None:
 
 @pytest.mark.parametrize("schedule", ["constant", "heuristic"])
 @pytest.mark.parametrize("assistant", ["another", "the same"])
-def test_an_assistant_model(
-    assistant: str, schedule: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_assistant_model(assistant: str, schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     crops = Crops(monkeypatch)
     drafter = text_model("llama", seed=0 if assistant == "the same" else 3)
     drafter.generation_config.num_assistant_tokens = 3
@@ -297,9 +297,7 @@ def test_drafts_with_processors() -> None:
 def test_drafts_end_at_the_end_token() -> None:
     out = assert_reference(model_of("llama"), lookup_rows(2), [PRODUCT[:2]], **LOOKUP)
     end = int(out.sequences[0, -3])
-    assert_reference(
-        model_of("llama"), lookup_rows(2), [PRODUCT[:2]], **LOOKUP, eos_token_id=end
-    )
+    assert_reference(model_of("llama"), lookup_rows(2), [PRODUCT[:2]], **LOOKUP, eos_token_id=end)
 
 
 # Outputs

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from infer_kit.engine.cache_name import cache_of
 from infer_kit.engine.coupled_lm import CoupledLM
 from infer_kit.errors import InferKitError, VocabularyMismatch
 from tests.engine.cases import (
@@ -40,7 +41,7 @@ def pair() -> list[PreTrainedModel]:
 @ways
 def test_two_models(pair: list[PreTrainedModel], way: str) -> None:
     out = assert_reference(pair, text_rows(3, 2), [SIGNED[:2]] * 3, **WAYS[way])
-    assert out.past_key_values.engines == ("fused", "fused")
+    assert cache_of(out).engines == ("fused", "fused")
 
 
 def test_two_models_under_drafts(pair: list[PreTrainedModel]) -> None:
@@ -69,9 +70,7 @@ def test_another_primary_stream(way: str) -> None:
     """The output starts with its prompt, and processors read it."""
     options = WAYS[way] | {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2}
     rows = text_rows(3, 3)
-    out = assert_reference(
-        model_of("llama"), rows, [SIGNED[:3]] * 3, primary=1, **options
-    )
+    out = assert_reference(model_of("llama"), rows, [SIGNED[:3]] * 3, primary=1, **options)
     longest = max(row[1]["input_ids"].shape[1] for row in rows)
     assert out.sequences[0, :longest].tolist() == rows[0][1]["input_ids"][0].tolist()
 
@@ -84,7 +83,7 @@ def test_drafts_come_from_the_primary_prompt() -> None:
 def test_a_primary_stream_of_weight_zero() -> None:
     rows = text_rows(2, 2)
     out = assert_reference(model_of("llama"), rows, [[0.0, 1.0]] * 2, **GREEDY)
-    assert out.past_key_values.pooling.streams == (1,)
+    assert cache_of(out).pooling.streams == (1,)
 
 
 def test_one_model_for_any_number_of_streams() -> None:

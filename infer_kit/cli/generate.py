@@ -1,0 +1,85 @@
+"""`infer-kit generate`: one answer, streamed."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from infer_kit.errors import InferKitError
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help="A model folder or hub name; 'demo' is bundled.")],
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    image: Annotated[Path | None, typer.Option(help="A picture file.")] = None,
+    method: Annotated[str, typer.Option(help="red or direct.")] = "red",
+    weight: Annotated[float, typer.Option(help="RED's weight of the rationale.")] = 0.5,
+    kind: Annotated[str, typer.Option(help="Of rationale: cot or ccot.")] = "cot",
+    rationale: Annotated[str | None, typer.Option(help="A rationale of your own.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Of the answer.")] = 64,
+    trace: Annotated[bool, typer.Option("--trace", help="Show each stream's part.")] = False,
+) -> None:
+    """Answer a question about a picture (or without one), streaming the answer.
+
+    The rationale goes to the error stream, the answer to the output.
+    """
+    if method not in ("red", "direct"):
+        raise InferKitError(f"Unknown method {method!r}: use red or direct.")
+    if rationale is not None and method == "direct":
+        raise InferKitError("--rationale needs --method red: direct decoding reads none.")
+    from rich.console import Console
+    from transformers import TextStreamer
+
+    from infer_kit.methods.red import RED
+
+    notes = Console(stderr=True)
+    loaded, processor, prompts = load(model)
+    red = RED(
+        loaded,
+        processor,
+        weight=weight if method == "red" else 0.0,
+        kind=kind,
+        prompts=prompts,
+        trace=trace,
+    )
+    content: list[dict[str, Any]] = [{"type": "text", "text": question}]
+    if image is not None:
+        content.insert(0, {"type": "image", "image": str(image)})
+    messages = [{"role": "user", "content": content}]
+    if method == "red" and rationale is None:
+        with notes.status("Writing the rationale"):
+            (rationale,) = red.rationales([messages])
+        notes.print(f"[dim]rationale: {rationale}[/]")
+    tokenizer = getattr(processor, "tokenizer", processor)
+    out = red.generate(
+        messages,
+        rationale=rationale,
+        max_new_tokens=max_new_tokens,
+        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+    )
+    if trace:
+        Console().print(out.trace.table())
+
+
+def load(name: str) -> tuple[Any, Any, Any]:
+    """Model, processor and prompts (None for the default ones) by folder, hub name or "demo"."""
+    if name == "demo":
+        from infer_kit import demo
+
+        model, processor = demo.load()
+        return model, processor, demo.PROMPTS
+    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InferKitError(
+            f"No model at {name!r}: {error}",
+            hint="Give a folder with config.json, a hub name, or 'demo'.",
+        ) from error
+    if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        loader = transformers.AutoModelForImageTextToText
+        return loader.from_pretrained(name).eval(), AutoProcessor.from_pretrained(name), None
+    model = AutoModelForCausalLM.from_pretrained(name).eval()
+    return model, AutoTokenizer.from_pretrained(name), None

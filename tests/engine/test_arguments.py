@@ -1,0 +1,300 @@
+"""What is refused, with which words, and that no model ran before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from packaging import version
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, T5Config
+from transformers import AutoModelForSeq2SeqLM, TextStreamer
+
+from infer_kit.engine.coupled_lm import CoupledLM
+from infer_kit.errors import InferKitError, PromptTooLong, UnsupportedArgument
+from tests.engine.cases import GREEDY, model_of, text_row, text_rows
+from tests.tiny import available, shared_lvlm, shared_text_model, text_model
+from tests.tiny.tokenizers import tiny_tokenizer
+
+COMMITTED = torch.ones(1, 3, dtype=torch.long)
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No forward pass of the shared models, unless the test is marked `runs`."""
+    calls: list[int] = []
+    models = [shared_text_model("llama"), shared_lvlm("llava").model]
+    handles = [m.register_forward_pre_hook(lambda *_: calls.append(1)) for m in models]
+    yield
+    for handle in handles:
+        handle.remove()
+    assert bool(calls) == ("may_run" in request.fixturenames), f"{len(calls)} forward passes"
+
+
+@pytest.fixture
+def may_run() -> None:
+    """Asked for by tests in which something is generated."""
+
+
+@pytest.fixture
+def lm() -> CoupledLM:
+    return CoupledLM([model_of("llama")] * 2)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"use_cache": False}, "use_cache=False cannot work here: the cache is the state"),
+    ({"prefill_chunk_size": 8}, "prefill_chunk_size=8 cannot work here: .* prefilled whole"),
+    ({"guidance_scale": 1.5}, "guidance_scale=1.5 cannot work here: .* stream of weight 1 - guid"),
+    (
+        {"negative_prompt_ids": COMMITTED},
+        r"negative_prompt_ids=<tensor \[1, 3\]> cannot work here: make the negative prompt a",
+    ),
+    ({"negative_prompt_attention_mask": COMMITTED}, "negative_prompt_attention_mask=.* cannot"),
+    ({"cache_implementation": "static"}, "cache_implementation='static' cannot work here: every"),
+    ({"custom_generate": "x/y"}, "custom_generate='x/y' cannot work here: it would decode one"),
+    ({"token_healing": True}, "token_healing=True cannot work here: it rewrites one"),
+    ({"inputs_embeds": COMMITTED}, r"inputs_embeds=<tensor \[1, 3\]> cannot work here: rows hold"),
+    ({"inputs": COMMITTED}, r"inputs=.* cannot work here: prompts go in rows\[b\]\[k\]"),
+    ({"input_ids": COMMITTED}, r"input_ids=.* cannot work here: prompts go in rows\[b\]\[k\]"),
+    ({"attention_mask": COMMITTED}, "attention_mask=.* cannot work .* one by one and unpadded"),
+    ({"position_ids": COMMITTED}, "position_ids=.* cannot work here: positions are computed"),
+    (
+        {"past_key_values": object()},
+        r"past_key_values=.* rows start a new state; .* generate\(None",
+    ),
+    ({"assistant_early_exit": 1}, "assistant_early_exit=1 cannot work here: .* assistant_model"),
+    ({"use_mtp": True}, "use_mtp=True cannot work here: drafting heads see one stream"),
+    ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha=0.6 cannot work here: transformers has no contrastive"),
+    ({"dola_layers": "low"}, "dola_layers='low' cannot work here: it contrasts the layers"),
+    ({"num_beams": 4, "num_beam_groups": 2}, "num_beam_groups=2 cannot work here: transformers"),
+    (
+        {"force_words_ids": [[5]], "num_beams": 2},
+        r"force_words_ids=\[\[5\]\] cannot work here: tra",
+    ),
+    ({"max_tokens": 3}, "Unknown keyword 'max_tokens'"),
+    ({"pixel_values": COMMITTED}, "Unknown keyword 'pixel_values'"),
+    ({"trust_remote_code": True}, "Unknown keyword 'trust_remote_code'"),
+    ({"_from_model_config": True}, "Unknown keyword '_from_model_config'"),
+    ({"trace": True}, "trace=True needs return_dict_in_generate=True"),
+    (
+        {"prompt_lookup_num_tokens": 3},
+        "prompt_lookup_num_tokens works for one request at a time, g",
+    ),
+    ({"assistant_model": 1}, "assistant_model works for one request at a time, got 2"),
+    (
+        {"num_beams": 3, "streamer": TextStreamer(tiny_tokenizer())},
+        r"A streamer cannot show beam search \(num_beams=3\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=lambda v: next(iter(v), "")
+                         if isinstance(v, dict) else "")  # fmt: skip
+def test_refused_arguments(lm: CoupledLM, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedArgument, match=message):
+        lm.generate(text_rows(2, 2), **(GREEDY | arguments))
+
+
+IN_CONFIG = ["use_cache", "prefill_chunk_size", "guidance_scale", "cache_implementation",
+             "penalty_alpha", "num_beam_groups"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_CONFIG)
+def test_refused_in_the_generation_config_too(lm: CoupledLM, name: str) -> None:
+    value = next(given[name] for given, _ in REFUSED if name in given)
+    with pytest.raises(UnsupportedArgument, match=f"{name}={value!r} cannot work here"):
+        lm.generate(text_rows(1, 2), generation_config=GenerationConfig(**{name: value}))
+
+
+@pytest.mark.parametrize("name", ["prefill_chunk_size", "guidance_scale"])
+def test_refused_in_the_models_own_generation_config(name: str) -> None:
+    model = text_model("llama")
+    setattr(model.generation_config, name, 3)
+    with pytest.raises(UnsupportedArgument, match=f"{name}=3 cannot work here"):
+        CoupledLM([model] * 2).generate(text_rows(1, 2))
+
+
+def test_a_near_miss_is_suggested(lm: CoupledLM) -> None:
+    with pytest.raises(UnsupportedArgument, match="Unknown keyword 'max_new_token'") as error:
+        lm.generate(text_rows(1, 2), max_new_token=4)
+    assert error.value.hint == "Did you mean 'max_new_tokens'?"
+
+
+def test_drafts_with_beams_or_recurrent_state(lm: CoupledLM) -> None:
+    with pytest.raises(UnsupportedArgument, match="does not work with num_beams=2"):
+        lm.generate(text_rows(1, 2), prompt_lookup_num_tokens=3, num_beams=2)
+    if available("lfm2")[0]:
+        recurrent = CoupledLM([model_of("llama"), shared_text_model("lfm2")])
+        with pytest.raises(UnsupportedArgument, match="take tokens back, which a model with recu"):
+            recurrent.generate(text_rows(1, 2), prompt_lookup_num_tokens=3)
+
+
+def test_harmless_values_are_taken(lm: CoupledLM, may_run: None) -> None:
+    harmless = {"use_cache": True, "guidance_scale": 1.0, "cache_implementation": None}
+    harmless |= {"custom_generate": None, "penalty_alpha": None, "num_beam_groups": 1}
+    lm.generate(text_rows(1, 2), max_new_tokens=1, **harmless)
+
+
+# Prompts
+
+
+def _padded(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"attention_mask": torch.tensor([[0, 0, 1, 1]])}
+
+
+PROMPTS: list[tuple[Any, str]] = [
+    ([], "No requests: rows is empty"),
+    ([text_row(4, 1)], r"rows\[0\] is a dict; expected a list with one processor output"),
+    ([torch.ones(2, 2)], r"rows\[0\] is a Tensor; expected a list"),
+    ([[text_row(4, 1)] * 3], "Request 0 has 3 streams, but there are 2 models"),
+    ([[text_row(4, 1)], []], "Request 1 lacks its primary stream 0"),
+    ([[None, text_row(4, 1)]], "Request 0 lacks its primary stream 0, whose prompt the output"),
+    (
+        [[text_row(4, 1), "hello"]],
+        "Request 0, stream 1: expected what the processor returns .* str",
+    ),
+    ([[text_row(4, 1), {"input_ids": [[1]]}]], "Request 0, stream 1: expected .* input_ids tensor"),
+    (
+        [[text_row(4, 1)], [{"input_ids": torch.ones(2, 4, dtype=torch.long)}]],
+        r"Request 1, stream 0: input_ids has shape \[2, 4\]; expected \[1, S\], one prompt a stream",
+    ),
+    ([[{"input_ids": torch.ones(4, dtype=torch.long)}]], r"has shape \[4\]; expected \[1, S\]"),
+    (
+        [[{"input_ids": torch.ones(1, 0, dtype=torch.long)}]],
+        "Request 0, stream 0: the prompt is em",
+    ),
+    (
+        [[text_row(4, 1)], [text_row(4, 1), _padded(text_row(4, 2))]],
+        r"Request 1, stream 1: the prompt is padded \(2 of 4 positions are masked\). Pass each",
+    ),
+    (
+        [[{"input_ids": torch.tensor([[3, 160]])}]],
+        "Request 0, stream 0: token id 160 is outside the model's vocabulary of 160. Was the pro",
+    ),
+    ([[{"input_ids": torch.tensor([[3, -1]])}]], "token id -1 is outside the model's vocabulary of 160"),
+    (
+        [[text_row(4, 1), text_row(4, 1) | {"pixel_values": torch.ones(1)}]],
+        "Request 0, stream 1: LlamaForCausalLM does not take 'pixel_values'. Was the prompt made",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"), PROMPTS, ids=lambda v: v[:40] if type(v) is str else ""
+)
+def test_refused_prompts(lm: CoupledLM, rows: Any, message: str) -> None:
+    with pytest.raises(InferKitError, match=message):
+        lm.generate(rows, **GREEDY)
+
+
+def test_a_prompt_longer_than_the_model_takes(lm: CoupledLM) -> None:
+    with pytest.raises(PromptTooLong, match="Request 1, stream 0: the prompt is 1,234 tokens, the "
+                                            "model takes 512"):  # fmt: skip
+        lm.generate([[text_row(4, 1)], [text_row(1234, 1)]], **GREEDY)
+
+
+def test_an_answer_beyond_the_models_positions_is_warned_of(lm: CoupledLM, may_run: None) -> None:
+    with pytest.warns(UserWarning, match="Request 0, stream 1: 508 prompt tokens and 6 new ones "
+                                         "exceed the 512 positions"):  # fmt: skip
+        lm.generate([[text_row(4, 1), text_row(508, 1)]], **GREEDY)
+
+
+def test_placeholders_and_images_belong_together() -> None:
+    tiny = shared_lvlm("llava")
+    lm = CoupledLM([tiny.model] * 2)
+    row, text = tiny.row((0,), 6, 1), tiny.row((), 6, 1)
+    blind = {k: v for k, v in row.items() if k != "pixel_values"}
+    with pytest.raises(InferKitError, match="Request 1, stream 1: the prompt contains 9 image plac"
+                                            "eholder tokens but no image was given"):  # fmt: skip
+        lm.generate([[row, text], [text, blind]], **GREEDY)
+    with pytest.raises(InferKitError, match="Request 0, stream 1: an image was given but the promp"
+                                            "t has no placeholder"):  # fmt: skip
+        lm.generate([[row, text | {"pixel_values": row["pixel_values"]}]], **GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0, float("nan")], "Weights of request 0 are not finite"),
+        ([[1.0, 0.5], [1.0, float("inf")]], "Weights of request 1 are not finite"),
+        ([0.0, 0.0], "All weights of request 0 are 0"),
+        ([1.0, 0.5, 0.2], r"Weights have shape \[3\]; expected \[2\]"),
+    ],
+)
+def test_refused_weights(lm: CoupledLM, weights: Any, message: str) -> None:
+    with pytest.raises(InferKitError, match=message):
+        lm.generate(text_rows(2, 2), weights, **GREEDY)
+    with pytest.raises(InferKitError, match=message):
+        lm.score(text_rows(2, 2), [[5], [6]], weights)
+    with pytest.raises(InferKitError, match="A mixture needs weights ≥ 0"):
+        CoupledLM([model_of("llama")] * 2, pool="mixture").generate(text_rows(1, 2), [1.5, -0.5])
+
+
+# Models
+
+
+def test_refused_models() -> None:
+    with pytest.raises(InferKitError, match="CoupledLM needs at least one model"):
+        CoupledLM([])
+    with pytest.raises(InferKitError, match="Stream 1: expected a transformers model, got str"):
+        CoupledLM([model_of("llama"), "gpt2"])  # type: ignore[list-item]
+    adapted = SimpleNamespace(get_base_model=lambda: None)
+    with pytest.raises(InferKitError, match="expected a transformers model, got SimpleName") as e:
+        CoupledLM([adapted])  # type: ignore[list-item]
+    assert "model.get_base_model()" in (e.value.hint or "")
+    training = text_model("llama").train()
+    with pytest.raises(InferKitError, match="Stream 0: LlamaForCausalLM is in training mode, so"):
+        CoupledLM(training)
+    headless = AutoModel.from_config(model_of("llama").config).eval()
+    with pytest.raises(InferKitError, match="Stream 0: LlamaModel has no language-model head"):
+        CoupledLM(headless)
+    config = T5Config(vocab_size=160, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    seq2seq = AutoModelForSeq2SeqLM.from_config(config).eval()
+    with pytest.raises(InferKitError, match="T5ForConditionalGeneration is an encoder-decoder"):
+        CoupledLM(seq2seq)
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2"])
+def test_models_that_keep_a_state_of_their_own(family: str) -> None:
+    sizes: dict[str, Any] = {"vocab_size": 160, "hidden_size": 16, "num_hidden_layers": 1}
+    if family == "mamba2":
+        sizes |= {"num_heads": 4, "head_dim": 8, "state_size": 8, "n_groups": 1}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes)).eval()
+    with pytest.raises(InferKitError, match="ForCausalLM keeps its state in a cache of its own"):
+        CoupledLM(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"primary": 2}, r"primary=2, but there are 2 streams \(0 to 1\)"),
+        ({"primary": -1}, r"primary=-1, but there are 2 streams"),
+        ({"mode": "fast"}, "Unknown mode 'fast': use 'auto', 'fused' or 'serial'"),
+    ],
+)
+def test_refused_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InferKitError, match=message):
+        CoupledLM([model_of("llama")] * 2, **options)
+
+
+def test_an_unknown_pool_is_refused_at_once() -> None:
+    with pytest.raises(InferKitError, match="Unknown pool 'sum': use 'product', 'mixture'"):
+        CoupledLM([model_of("llama")] * 2, pool="sum")
+
+
+# A repetition penalty that counts padding
+
+
+def test_padding_counted_as_said_is_warned_of(lm: CoupledLM, may_run: None) -> None:
+    rows = [[text_row(4, 1), text_row(4, 2)], [text_row(6, 1), text_row(4, 2)]]
+    options = GREEDY | {"repetition_penalty": 1.3, "pad_token_id": 2, "eos_token_id": 2}
+    if version.parse(transformers.__version__) < version.parse("5.23"):
+        with pytest.warns(UserWarning, match="counts the padding of shorter prompts as said"):
+            lm.generate(rows, **options)
+    else:
+        lm.generate(rows, **options)
+    lm.generate(rows, **(options | {"pad_token_id": 0}))
+    lm.generate(rows[:1], **options)
