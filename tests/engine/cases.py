@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from infer_kit.engine.cache_name import cache_of
 from infer_kit.engine.coupled_lm import CoupledLM
+from infer_kit.engine.image_features import ImageMemory
 from infer_kit.engine.stream_cache import StreamCache
 from tests.engine.reference import Pool, ReferenceLM, Row, StepWeights, Table
 from tests.tiny import available, shared_text_model
@@ -115,6 +116,16 @@ def assert_engine(output: Any, engine: str) -> None:
     """The streams of every model ran on this engine, on an engine's cache."""
     assert isinstance(cache_of(output), StreamCache)
     assert set(cache_of(output).engines) == {engine}
+
+
+def state_of(lm: CoupledLM, rows: Rows, sequences: int = 0) -> StreamCache:
+    """The state of a call with weights 1, prefilled for so many sequences, or empty."""
+    weights = [1.0] * len(lm._models_of(rows))
+    cache, _, _ = lm._prepare(rows, weights, {}, ImageMemory(), record=False)
+    if sequences:
+        with torch.no_grad():
+            cache.prefill(sequences)
+    return cache
 
 
 class Crops:

@@ -16,7 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, TextStreamer
 from infer_kit.engine.coupled_lm import CoupledLM
 from infer_kit.errors import InferKitError, PromptTooLong, UnsupportedArgument
 from tests.engine.cases import GREEDY, model_of, text_row, text_rows
-from tests.tiny import available, shared_lvlm, shared_text_model, text_model
+from tests.tiny import shared_lvlm, shared_text_model, text_model
 from tests.tiny.tokenizers import tiny_tokenizer
 
 COMMITTED = torch.ones(1, 3, dtype=torch.long)
@@ -126,10 +126,9 @@ def test_a_near_miss_is_suggested(lm: CoupledLM) -> None:
 def test_drafts_with_beams_or_recurrent_state(lm: CoupledLM) -> None:
     with pytest.raises(UnsupportedArgument, match="does not work with num_beams=2"):
         lm.generate(text_rows(1, 2), prompt_lookup_num_tokens=3, num_beams=2)
-    if available("lfm2")[0]:
-        recurrent = CoupledLM([model_of("llama"), shared_text_model("lfm2")])
-        with pytest.raises(UnsupportedArgument, match="take tokens back, which a model with recu"):
-            recurrent.generate(text_rows(1, 2), prompt_lookup_num_tokens=3)
+    recurrent = CoupledLM([model_of("llama"), model_of("qwen3_next")])
+    with pytest.raises(UnsupportedArgument, match="take tokens back, which a model with recurrent"):
+        recurrent.generate(text_rows(1, 2), prompt_lookup_num_tokens=3)
 
 
 def test_harmless_values_are_taken(lm: CoupledLM, may_run: None) -> None:

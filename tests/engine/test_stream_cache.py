@@ -11,7 +11,6 @@ from torch import Tensor
 
 from infer_kit.engine.cache_name import cache_of
 from infer_kit.engine.coupled_lm import CoupledLM
-from infer_kit.engine.image_features import ImageMemory
 from infer_kit.engine.stream_cache import StreamCache
 from infer_kit.errors import InferKitError
 from tests.engine.cases import (
@@ -24,6 +23,7 @@ from tests.engine.cases import (
     assert_engine,
     lookup_rows,
     model_of,
+    state_of,
     text_rows,
 )
 from tests.engine.reference import ReferenceLM, Row
@@ -104,7 +104,7 @@ def test_tokens_are_taken_back_exactly(family: str, mode: str) -> None:
     right = torch.randint(3, 160, (2, 3), generator=torch.Generator().manual_seed(2))
     states = []
     for drafts in (False, True):
-        cache = _state(lm, rows, 2)
+        cache = state_of(lm, rows, 2)
         cache.activate_past_recording()
         for tokens in (4, 2) if drafts else ():
             cache.step(wrong[:, :tokens])
@@ -126,7 +126,7 @@ def test_sequences_are_selected_repeated_and_reordered(mode: str) -> None:
     after = torch.tensor([[21], [22], [23], [24], [25], [26]])
 
     def grown() -> StreamCache:
-        cache = _state(lm, rows, 6)
+        cache = state_of(lm, rows, 6)
         cache.step(token)
         return cache
 
@@ -141,7 +141,7 @@ def test_sequences_are_selected_repeated_and_reordered(mode: str) -> None:
         ids = after[: len(index)].repeat(2, 1)[: len(index)]
         ours = cache.step(ids)
         for new, old in enumerate(index):  # each alone: the token that was fed to it, then this
-            alone = _state(lm, [rows[old // 2]], 1)
+            alone = state_of(lm, [rows[old // 2]], 1)
             alone.step(token[old : old + 1])
             theirs = alone.step(ids[new : new + 1])
             streams = theirs.shape[1]  # request 1 has but one
@@ -150,7 +150,7 @@ def test_sequences_are_selected_repeated_and_reordered(mode: str) -> None:
 
 def test_crop_takes_negative_numbers() -> None:
     lm = CoupledLM(model_of("llama"))
-    cache = _state(lm, text_rows(1, 1))
+    cache = state_of(lm, text_rows(1, 1))
     with pytest.raises(ValueError, match="minus the number of tokens to remove"):
         cache.crop(3)
     assert cache.get_max_length() == -1
@@ -159,16 +159,8 @@ def test_crop_takes_negative_numbers() -> None:
 
 def test_engines_are_known_after_the_prefill() -> None:
     lm = CoupledLM([model_of("llama"), model_of("gpt2")])
-    cache = _state(lm, text_rows(1, 2))
+    cache = state_of(lm, text_rows(1, 2))
     assert cache.engines == ()
     cache.prefill(1)
     assert cache.engines == ("fused", "fused")
 
-
-def _state(lm: CoupledLM, rows: Any, sequences: int = 0) -> StreamCache:
-    """The state of a call, prefilled for so many sequences, or empty."""
-    weights = [1.0] * len(lm._models_of(rows))
-    cache, _, _ = lm._prepare(rows, weights, {}, ImageMemory(), record=False)
-    if sequences:
-        cache.prefill(sequences)
-    return cache

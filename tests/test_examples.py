@@ -1,0 +1,28 @@
+"""Every example runs, as a script, and prints what it promises."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+PROMISES = {
+    "red_on_a_picture": ("rationale:", "the rationale mattered:", "rationale wants"),
+    "does_the_rationale_matter": ("own ", "shuffled ", "empty ", "given "),
+    "your_own_group": ("engine: ('fused',)", "log π(red)", "by certainty:"),
+}
+
+
+def test_every_example_is_listed() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(PROMISES)
+
+
+@pytest.mark.parametrize("name", PROMISES)
+def test_the_example_runs(name: str) -> None:
+    run = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py")], capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    for words in PROMISES[name]:
+        assert words in run.stdout
