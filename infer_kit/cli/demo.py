@@ -1,5 +1,6 @@
 """`infer-kit demo`: one picture's question in three ways, then accuracy over many questions."""
 
+import importlib.util
 import json
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infer_kit.errors import InferKitError
+from infer_kit.errors import InferKitError, MissingExtra
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,6 +47,11 @@ def demo(
     if questions < 4 or questions % 2:
         raise InferKitError(
             f"--questions must be an even number of at least 4 (two kinds), got {questions}."
+        )
+    if save is not None and importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtra(
+            "--save draws a figure, and matplotlib is not installed.",
+            hint="pip install 'infer-kit[plots]'",
         )
     console = Console(quiet=as_json)
     from infer_kit import demo as tiny

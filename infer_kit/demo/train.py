@@ -12,13 +12,14 @@ the last finished stage and ends with the same weights:
 5. notes: the model writes rationales about a pool of fresh training questions, and learns to
    answer from them: mostly without the image, seldom beside it. They are as reliable as the model
    is, and the target is always the true answer, so the reader learns how far to trust them, and
-   that they say nothing of the background. Stage 4 goes on meanwhile.
+   that they say nothing of the background. Some notes are empty. Stage 4 goes on meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ WARM_UP = 30
 IMAGES = 32
 POOL = 6144
 NOTES_ROWS = 48
+EMPTY_ROWS = 2
 JOINT_ROWS = 3
 LOOK_UP_SHARE = 0.1
 
@@ -184,6 +186,8 @@ def notes(pool: Sequence[Noted]) -> Callable[[random.Random], Lesson]:
     def lesson(rng: random.Random) -> Lesson:
         boards, [rows] = questions(rng)
         texts = [lessons.notes_row(noted) for noted in rng.sample(pool, NOTES_ROWS)]
+        for noted in rng.sample(pool, EMPTY_ROWS):
+            texts.append(lessons.notes_row(Noted(noted.record, "")))
         beside = []
         for noted in rng.sample(pool, JOINT_ROWS):
             beside.append(lessons.notes_row(noted, len(boards)))
@@ -211,7 +215,7 @@ def train(out: Path, seed: int = 0, smoke: bool = False) -> None:
     processor = build.make_processor()
     patches = build.cell_patches(processor)
     model = build.make_model(seed)
-    made = out / "stages"
+    made = out / f"stages-{seed}{'-smoke' if smoke else ''}"
     made.mkdir(parents=True, exist_ok=True)
     for number, stage in enumerate(STAGES):
         file = made / f"{number}.pt"
@@ -233,6 +237,7 @@ def train(out: Path, seed: int = 0, smoke: bool = False) -> None:
         torch.save(model.state_dict(), file)
         print(f"{stage.name}: {time.process_time() - start:.0f} s of CPU time so far")
     build.save(model, processor, out)
+    shutil.rmtree(made)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -73,6 +73,11 @@ class ImageFeatures:
             )
         self._grid = vision_inputs.get("image_grid_thw")
         self._output = _encode(model, _encoder_arguments(model, vision_inputs))
+        if self._output.pooler_output is None:
+            raise InferKitError(
+                f"{type(model).__name__} gives no features that can be told apart by image.",
+                hint="Pass pixel values in each row; equal sets of images are encoded once.",
+            )
         self._images = _split(self._output, list(tokens_per_image))
 
     def rows_of(self, images: Sequence[int]) -> dict[str, Any]:
@@ -201,6 +206,8 @@ def _units(vision: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _token_counts(output: Any, images: int) -> list[int] | None:
     """Feature vectors of each of `images` images, or None where the output does not tell."""
+    if output.pooler_output is None:  # Llama 4 reads another field
+        return None
     parts = [len(_flat(part)) for part in output.pooler_output]
     if images == 1:
         return [sum(parts)]

@@ -67,6 +67,25 @@ def test_the_rationale_alone_is_the_other_end(red: Make, lvlm, processor, weight
     assert out.trace.token_ids.tolist() == expected.sequences[0, length:].tolist()
 
 
+def test_the_rationale_alone_has_its_logits_bit_for_bit(red: Make, lvlm, processor) -> None:
+    maker = red(image_weight=0.0, weight=1.0)
+    out = maker.generate(QUESTION, rationale="it is red", output_logits=True, **GREEDY)
+    text = SHORT.fill("rationale_context", "what is it?", "it is red")
+    expected, _ = plain(lvlm, processor, chat(text), **GREEDY)
+    assert all(map(torch.equal, out.output.logits, expected.logits))
+
+
+def test_scores_of_the_pooled_distribution_are_returned(red: Make) -> None:
+    options = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    out = red().generate(QUESTION, **options, **GREEDY)
+    for scores, token in zip(out.output.scores, out.trace.token_ids, strict=True):
+        assert int(scores.argmax()) == token
+    beams = red().generate(QUESTION, num_beams=3, num_return_sequences=2, **options, **GREEDY)
+    assert len(beams.text) == len(beams.trace) == len(beams.output.sequences_scores) == 2
+    for trace, score in zip(beams.trace, beams.output.sequences_scores, strict=True):
+        assert trace.pooled.sum() / len(trace) == pytest.approx(float(score), abs=1e-5)
+
+
 def test_own_rationale_is_what_generate_writes(red: Make, lvlm, processor) -> None:
     out = red().generate(QUESTION, **GREEDY)
     request = chat(SHORT.fill("rationale_request", "what is it?"), picture(0))
