@@ -34,7 +34,7 @@ _HOME = {
     "Trace": "infer_kit.trace",
 }
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     "__version__",
     *_HOME,
 ]

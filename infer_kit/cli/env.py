@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 PACKAGES = ("infer-kit", "torch", "transformers", "accelerate", "tokenizers", "numpy", "pillow")
 OPTIONAL = ("matplotlib", "torchvision", "vllm", "peft")
@@ -26,7 +27,7 @@ def env() -> None:
     console.print(table)
     problem = torchvision_problem()
     if problem:
-        console.print(f"[bold red]Problem:[/] {problem}", soft_wrap=True)
+        console.print(Text.assemble(("Problem: ", "bold red"), problem), soft_wrap=True)
 
 
 def installed(package: str) -> str | None:

@@ -48,8 +48,9 @@ def generate(
     messages = [{"role": "user", "content": content}]
     if method == "red" and rationale is None:
         with notes.status("Writing the rationale"):
-            (rationale,) = red.rationales([messages])
-        notes.print(f"[dim]rationale: {rationale}[/]")
+            rationale = red.rationales([messages])[0]
+        # A model's text is no markup: scene graphs are full of brackets.
+        notes.print(f"rationale: {rationale}", style="dim", markup=False, emoji=False)
     tokenizer = getattr(processor, "tokenizer", processor)
     out = red.generate(
         messages,

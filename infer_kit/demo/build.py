@@ -152,7 +152,8 @@ _IDS = {word: i for i, word in enumerate(WORDS)}
 def cell_patches(processor: Any) -> dict[tuple[str, str, str], Tensor]:
     """(background, colour, shape) to the pixels `[3, 16, 16]` of one cell, from the processor.
 
-    No shape reaches the border of its cell, so a picture is the pixels of its nine cells.
+    No shape reaches the border of its cell, so a picture is the pixels of its nine cells, but for
+    rounding by one level in 255.
     """
     table = {}
     for ground in scenes.BACKGROUNDS:

@@ -64,11 +64,7 @@ def greedy_product(
     for rows in _alike(streams):
         logits, caches = [], []
         for stream in streams:
-            turns = [stream[i] for i in rows]
-            ids = torch.tensor([prompt_ids(t.text, t.pixels is not None) for t in turns])
-            pixels = [t.pixels for t in turns if t.pixels is not None]
-            seen = {"pixel_values": torch.stack(pixels)} if pixels else {}
-            output = model(input_ids=ids, **seen, use_cache=True, logits_to_keep=1)
+            output = _read(model, [stream[i] for i in rows])
             logits.append(output.logits[:, -1])
             caches.append(output.past_key_values)
         written = torch.empty(len(rows), 0, dtype=torch.long)
@@ -85,6 +81,25 @@ def greedy_product(
             kept = ids[: ids.index(EOS)] if EOS in ids else ids
             answers[i] = processor.tokenizer.decode(kept)
     return answers
+
+
+@torch.no_grad()
+def confidence(model: Any, turns: Sequence[Turn]) -> list[float]:
+    """The probability of the likeliest first token of each turn's answer."""
+    top = [0.0] * len(turns)
+    for rows in _alike([turns]):
+        logits = _read(model, [turns[i] for i in rows]).logits[:, -1]
+        for i, p in zip(rows, logits.softmax(-1).amax(-1).tolist(), strict=True):
+            top[i] = p
+    return top
+
+
+def _read(model: Any, turns: Sequence[Turn]) -> Any:
+    """The model's output for turns whose prompts have the same length."""
+    ids = torch.tensor([prompt_ids(t.text, t.pixels is not None) for t in turns])
+    pixels = [t.pixels for t in turns if t.pixels is not None]
+    seen = {"pixel_values": torch.stack(pixels)} if pixels else {}
+    return model(input_ids=ids, **seen, use_cache=True, logits_to_keep=1)
 
 
 def _alike(streams: Sequence[Sequence[Turn]]) -> Iterator[list[int]]:

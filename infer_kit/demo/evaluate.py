@@ -6,8 +6,8 @@ Compared on held-out questions, half of each kind, all greedy:
 * chain of thought: image, own rationale and question in one turn;
 * rationale only: own rationale and question, no image;
 * RED at several weights: the product of "direct" and "rationale only", per token;
-* RED with the next question's rationale, which should hurt;
-* RED, chain of thought and rationale only with a true rationale, for diagnosis.
+* RED, chain of thought and rationale only with the next question's rationale, which should hurt,
+  with an empty one, and with a true one, for diagnosis.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from infer_kit.demo import MODEL_DIR, PROMPTS, load, scenes
-from infer_kit.demo.decode import Turn, greedy_product, pixels_of, write_rationales
+from infer_kit.demo.decode import Turn, confidence, greedy_product, pixels_of, write_rationales
 from infer_kit.demo.scenes import Record
 
 WEIGHT = 1.0
@@ -40,65 +42,73 @@ def accuracy(records: Sequence[Record], answers: Sequence[str]) -> dict[str, flo
     return shares
 
 
-def answers_of(model: Any, processor: Any, records: Sequence[Record]) -> dict[str, list[str]]:
-    """Every method's answers; "rationale" holds the model's own rationales."""
+def contexts(
+    records: Sequence[Record], pixels: Sequence[Tensor], rationales: Sequence[str]
+) -> tuple[list[Turn], list[Turn], list[Turn]]:
+    """The turns of the image stream, of the rationale stream, and of chain of thought."""
+    image, text, both = [], [], []
+    for record, seen, rationale in zip(records, pixels, rationales, strict=True):
+        image.append(Turn(PROMPTS.fill("image_context", record.question), seen))
+        text.append(Turn(PROMPTS.fill("rationale_context", record.question, rationale)))
+        both.append(Turn(text[-1].text, seen))
+    return image, text, both
+
+
+def answers_of(
+    model: Any, processor: Any, records: Sequence[Record], own: Sequence[str]
+) -> dict[str, list[str]]:
+    """Every method's answers; `own` are the model's own rationales."""
     pixels = pixels_of(processor, records)
-    own = write_rationales(model, processor, records, pixels)
-    notes = {
-        "own": own,
-        "next": [*own[1:], own[0]],
-        "true": [record.rationale for record in records],
-    }
-    image = [
-        Turn(PROMPTS.fill("image_context", record.question), seen)
-        for record, seen in zip(records, pixels, strict=True)
-    ]
-    texts = {
-        source: [
-            Turn(PROMPTS.fill("rationale_context", record.question, text))
-            for record, text in zip(records, rationales, strict=True)
-        ]
-        for source, rationales in notes.items()
-    }
-    both = {
-        source: [Turn(turn.text, seen) for turn, seen in zip(turns, pixels, strict=True)]
-        for source, turns in texts.items()
-    }
 
     def answer(streams: list[list[Turn]], weights: list[float]) -> list[str]:
         return greedy_product(model, processor, streams, weights)
 
+    image, text, both = contexts(records, pixels, own)
     answers = {
-        "rationale": own,
         "direct": answer([image], [1.0]),
-        "chain of thought": answer([both["own"]], [1.0]),
-        "rationale only": answer([texts["own"]], [1.0]),
+        "chain of thought": answer([both], [1.0]),
+        "rationale only": answer([text], [1.0]),
     }
     for weight in WEIGHTS:
-        answers[f"RED {weight:g}"] = answer([image, texts["own"]], [1.0, weight])
-    answers[f"RED {WEIGHT:g}, next rationale"] = answer([image, texts["next"]], [1.0, WEIGHT])
-    answers["chain of thought, next rationale"] = answer([both["next"]], [1.0])
-    answers[f"RED {WEIGHT:g}, true rationale"] = answer([image, texts["true"]], [1.0, WEIGHT])
-    answers["chain of thought, true rationale"] = answer([both["true"]], [1.0])
-    answers["rationale only, true rationale"] = answer([texts["true"]], [1.0])
+        answers[f"RED {weight:g}"] = answer([image, text], [1.0, weight])
+    others = {
+        "next": [*own[1:], own[0]],
+        "no": [""] * len(records),
+        "true": [record.rationale for record in records],
+    }
+    for name, rationales in others.items():
+        _, text, both = contexts(records, pixels, rationales)
+        answers[f"RED {WEIGHT:g}, {name} rationale"] = answer([image, text], [1.0, WEIGHT])
+        answers[f"chain of thought, {name} rationale"] = answer([both], [1.0])
+        answers[f"rationale only, {name} rationale"] = answer([text], [1.0])
     return answers
 
 
-def report(records: Sequence[Record], answers: dict[str, list[str]]) -> str:
-    """A table in Markdown: accuracy of each method over all, its standard error, and by kind."""
+def report(records: Sequence[Record], shares: dict[str, dict[str, float]]) -> str:
+    """A table in Markdown: each method's accuracy over all, its standard error, and by kind."""
     lines = ["| method | all | s.e. | " + " | ".join(scenes.KINDS) + " |"]
     lines.append("|---" * (3 + len(scenes.KINDS)) + "|")
-    for method, given in answers.items():
-        name, truth = method, records
-        if method == "rationale":
-            name = "own rationale is the true one"
-            exact = [r.rationale == text for r, text in zip(records, given, strict=True)]
-            given = [r.answer if hit else "" for r, hit in zip(truth, exact, strict=True)]
-        share = accuracy(truth, given)
+    for method, share in shares.items():
         error = (share["all"] * (1 - share["all"]) / len(records)) ** 0.5
         kinds = " | ".join(f"{share[kind]:.3f}" for kind in scenes.KINDS)
-        lines.append(f"| {name} | {share['all']:.3f} | {error:.3f} | {kinds} |")
+        lines.append(f"| {method} | {share['all']:.3f} | {error:.3f} | {kinds} |")
     return "\n".join(lines)
+
+
+def confidences(
+    model: Any, processor: Any, records: Sequence[Record], own: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Mean probability of each context's favourite answer, by kind: its accuracy, if calibrated."""
+    turns = contexts(records, pixels_of(processor, records), own)
+    shares = {}
+    for name, context in zip(("direct", "rationale only", "chain of thought"), turns, strict=True):
+        top = confidence(model, context)
+        shares[name] = {
+            kind: sum(p for p, r in zip(top, records, strict=True) if r.kind == kind)
+            / sum(r.kind == kind for r in records)
+            for kind in scenes.KINDS
+        }
+    return shares
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -112,14 +122,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, processor = load(options.model)
     records = scenes.held_out(options.n, options.seed)
     start = time.perf_counter()
-    answers = answers_of(model, processor, records)
+    own = write_rationales(model, processor, records, pixels_of(processor, records))
+    exact = [
+        record.answer if record.rationale == text else ""
+        for record, text in zip(records, own, strict=True)
+    ]
+    answers = {"own rationale is the true one": exact}
+    answers |= answers_of(model, processor, records, own)
+    shares = {method: accuracy(records, given) for method, given in answers.items()}
     print(f"{options.n} held-out questions, seed {options.seed}")
-    print(report(records, answers))
+    print(report(records, shares))
+    for name, top in confidences(model, processor, records, own).items():
+        print(f"mean confidence, {name}: " + ", ".join(f"{k} {p:.3f}" for k, p in top.items()))
     print(f"{time.perf_counter() - start:.0f} s")
     if options.json:
-        rationale = answers.pop("rationale")
-        shares = {method: accuracy(records, given) for method, given in answers.items()}
-        print(json.dumps({"n": len(rationale), "seed": options.seed, "accuracy": shares}))
+        print(json.dumps({"n": options.n, "seed": options.seed, "accuracy": shares}))
 
 
 if __name__ == "__main__":

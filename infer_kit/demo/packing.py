@@ -101,9 +101,14 @@ class Batch:
                     parent = above[2]
             pads = np.arange(length, width)
             mask[b, 0, pads, pads] = True  # a row of the mask with nothing in it gives NaN
-        arrays = (ids, labels, lessons, positions, mask)
-        images = [row.image for row in rows if row.image is not None]
-        return cls(*(torch.from_numpy(array) for array in arrays), images)
+        return cls(
+            ids=torch.from_numpy(ids),
+            labels=torch.from_numpy(labels),
+            lessons=torch.from_numpy(lessons),
+            positions=torch.from_numpy(positions),
+            mask=torch.from_numpy(mask),
+            images=[row.image for row in rows if row.image is not None],
+        )
 
 
 def project(model: Any, pixels: Tensor) -> Tensor:

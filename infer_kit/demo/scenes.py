@@ -185,6 +185,11 @@ def question(kind: str, scene: Scene, rng: random.Random) -> Record:
 
 
 def held_out(n: int, seed: int = 0) -> list[Record]:
-    """`n` questions about `n` held-out scenes, the kinds in turn, for evaluation."""
+    """`n` questions about `n` held-out scenes, for evaluation.
+
+    The kinds come in the order walk, background, background, walk: as many of each, and the next
+    question is as often of the same kind as of the other.
+    """
     rng = random.Random(f"held out {seed}")
-    return [question(KINDS[i % 2], random_scene(rng, held_out=True), rng) for i in range(n)]
+    kinds = [KINDS[(i + 1) // 2 % 2] for i in range(n)]
+    return [question(kind, random_scene(rng, held_out=True), rng) for kind in kinds]

@@ -109,7 +109,9 @@ def train_language(
     lesson: Callable[[random.Random], Lesson],
 ) -> None:
     """Stages 2 to 5. Muon for the matrices of the language model's layers, AdamW for the rest."""
-    matrices, gains, slow = [], [], []
+    matrices: list[torch.nn.Parameter] = []
+    gains: list[torch.nn.Parameter] = []
+    slow: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if "language_model.layers" in name:
             (matrices if parameter.ndim == 2 else gains).append(parameter)

@@ -45,6 +45,11 @@ class StreamGroup(Protocol):
     stream: Tensor
     prompt_logits: Tensor
 
+    @property
+    def is_croppable(self) -> bool:
+        """Whether tokens can be taken back: not where a layer has recurrent state."""
+        ...
+
     def step(self, ids: Tensor) -> Tensor:
         """Feed `ids` `[R, n]` to every stream; logits `[rows, n, V]`."""
         ...
@@ -162,6 +167,10 @@ class FusedGroup:
             if self.position is not None:
                 self.position = self.position - tokens
 
+    @property
+    def is_croppable(self) -> bool:
+        return self.cache.is_croppable
+
     def record_past(self) -> None:
         self.cache.activate_past_recording()
 
@@ -206,6 +215,10 @@ class SerialGroup:
     def crop(self, tokens: int) -> None:
         for state in self.states:
             state.crop(tokens)
+
+    @property
+    def is_croppable(self) -> bool:
+        return all(state.cache.is_croppable for state in self.states)
 
     def record_past(self) -> None:
         for state in self.states:

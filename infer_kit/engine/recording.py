@@ -114,12 +114,16 @@ class Recorder:
 
     def crop(self, tokens: int) -> None:
         """The last `tokens` positions of the pending step were rejected drafts."""
-        if tokens and self._pending is not None and self._fed is not None:
-            logits, weights, pooled = self._pending
-            if weights.dim() == 3:
-                weights = weights[..., :-tokens]
-            self._pending = (logits[:, :, :-tokens], weights, pooled[:, :-tokens])
-            self._fed = self._fed[:, :-tokens]
+        if not tokens or self._pending is None or self._fed is None:
+            return
+        if tokens >= self._fed.shape[1]:
+            self._pending = self._fed = None
+            return
+        logits, weights, pooled = self._pending
+        if weights.dim() == 3:
+            weights = weights[..., :-tokens]
+        self._pending = (logits[:, :, :-tokens], weights, pooled[:, :-tokens])
+        self._fed = self._fed[:, :-tokens]
 
     def gather(self, index: Tensor) -> None:
         """Sequence i becomes a copy of the old sequence `index[i]`."""

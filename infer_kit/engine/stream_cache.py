@@ -25,7 +25,7 @@ class StreamCache(Cache):
     """
 
     is_compileable = False
-    is_croppable = False
+    is_linear = (False,)  # without layers `generate` would take it for a state without a length
 
     def __init__(
         self,
@@ -122,6 +122,10 @@ class StreamCache(Cache):
         return merged
 
     # What `generate` asks of a cache.
+
+    @property
+    def is_croppable(self) -> bool:
+        return bool(self._groups) and all(group.is_croppable for group in self._groups)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.seen

@@ -3,13 +3,14 @@
 import importlib
 import importlib.util
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from infer_kit import cli
+from infer_kit.errors import InferKitError
 from infer_kit.methods import METHODS
 
 # A new option is a promise; it is added here on purpose, or not at all.
@@ -72,6 +73,40 @@ def test_env_names_a_torchvision_that_does_not_fit(monkeypatch: pytest.MonkeyPat
     assert problem.endswith("pip uninstall -y torchvision torchaudio torchcodec")
 
 
+def test_env_shows_the_problem_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = importlib.import_module("infer_kit.cli.env")
+    monkeypatch.setattr(env, "torchvision_problem", lambda: "no symbol [torch/csrc] [/x]")
+    code, out, _ = run("env")
+    assert code == 0
+    assert "Problem: no symbol [torch/csrc] [/x]" in out
+
+
+@pytest.mark.parametrize("written", ['{"objects": [sofa, table]}', "[/INST] a :cat:"])
+def test_generate_shows_the_rationale_as_it_is(
+    written: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Brackets and colons in what a model writes are not markup."""
+
+    class Scripted:
+        def __init__(self, *args: object, **kwargs: object) -> None: ...
+
+        def rationales(self, chats: list) -> list[str]:
+            return [written for _ in chats]
+
+        def generate(self, messages: list, rationale: str, **kwargs: object) -> None:
+            assert rationale == written
+
+    module = importlib.import_module("infer_kit.cli.generate")
+    processor = SimpleNamespace(tokenizer=None)
+    monkeypatch.setattr(module, "load", lambda name: (None, processor, None))
+    monkeypatch.setattr("infer_kit.methods.red.RED", Scripted)
+    monkeypatch.setattr(sys, "argv", ["infer-kit", "generate", "demo", "what?"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 0
+    assert f"rationale: {written}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -97,3 +132,10 @@ def test_user_errors_are_said_without_traceback(
     shown = " ".join(capsys.readouterr().err.split())
     assert message in shown
     assert "Traceback" not in shown
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFER_KIT_DEBUG", "")  # restored afterwards
+    monkeypatch.setattr(sys, "argv", ["infer-kit", "--debug", "demo", "--questions", "3"])
+    with pytest.raises(InferKitError, match="--questions must be an even number"):
+        cli.main()

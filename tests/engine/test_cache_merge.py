@@ -8,6 +8,7 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
 from infer_kit.engine.cache_merge import check_mergeable, merge_caches
+from infer_kit.engine.cache_name import CACHE
 from infer_kit.engine.coupled_lm import CoupledLM
 from infer_kit.errors import NotMergeable
 from tests.engine.cases import assert_reference, model_of, state_of, text_row
@@ -44,7 +45,7 @@ def _cache(model_name: str, length: int, seed: int = 0) -> DynamicCache:
     model = model_of(model_name)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(text_row(length, seed)["input_ids"], past_key_values=cache, use_cache=True)
+        model(text_row(length, seed)["input_ids"], **{CACHE: cache}, use_cache=True)
     return cache
 
 

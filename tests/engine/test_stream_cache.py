@@ -112,8 +112,21 @@ def test_tokens_are_taken_back_exactly(family: str, mode: str) -> None:
         assert cache.get_seq_length() == max(r[0]["input_ids"].shape[1] for r in rows)
         first = cache.step(right[:, :2])
         cache.crop(0)
+        _assert_sizes(cache)
         states.append(torch.cat([first, cache.step(right[:, 2:])], dim=2))
     torch.testing.assert_close(*states, atol=1e-5, rtol=0)
+
+
+def _assert_sizes(cache: StreamCache) -> None:
+    """A crop leaves nothing behind: masks as long as the states, sliding layers within a window."""
+    (group,) = cache._groups
+    if group.engine == "fused":
+        length = group.cache.get_seq_length(1)
+        assert group.mask.shape[1] == length
+    caches = [group.cache] if group.engine == "fused" else [s.cache for s in group.states]
+    for layer in (layer for c in caches for layer in c.layers):
+        window = getattr(layer, "sliding_window", None)
+        assert window is None or layer.keys.shape[-2] < window
 
 
 @pytest.mark.parametrize("mode", ["fused", "serial"])
@@ -154,7 +167,16 @@ def test_crop_takes_negative_numbers() -> None:
     with pytest.raises(ValueError, match="minus the number of tokens to remove"):
         cache.crop(3)
     assert cache.get_max_length() == -1
-    assert not cache.is_croppable and not cache.is_compileable
+    assert not cache.is_compileable
+
+
+@pytest.mark.parametrize("mode", ["fused", "serial"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_next"])
+def test_croppable_is_what_has_no_recurrent_state(family: str, mode: str) -> None:
+    """Known after the prefill, when transformers 5.24 asks."""
+    lm = CoupledLM([model_of(family), model_of("llama")], mode=mode)
+    assert not state_of(lm, text_rows(1, 2)).is_croppable
+    assert state_of(lm, text_rows(1, 2), 1).is_croppable == (family != "qwen3_next")
 
 
 def test_engines_are_known_after_the_prefill() -> None:
