@@ -97,11 +97,11 @@ class Trace:
             cells: list[Any] = [
                 Text(repr(token), style=f"bold {colour}"),
                 f"{np.exp(self.pooled[t]):.2f}",
-                repr(self.runner_up[t]),
+                Text(repr(self.runner_up[t])),
             ]
             for k in range(len(self.streams)):
                 mark = " *" if self.decisive[t, k] else ""
-                cells.append(repr(self.top[t][k]) + mark)
+                cells.append(Text(repr(self.top[t][k]) + mark))
                 if self.pool == "product":
                     cells.append(f"{parts[t, k]:+.2f}")
             table.add_row(*cells, f"{self.divergence[t]:.2f}")

@@ -57,18 +57,18 @@ MUTANTS = (
     Mutant(
         "positions from the padded length",
         GROUPS,
-        "self.position = torch.cat([state.position for state in prefilled], dim=-2) + 1",
-        "self.position = torch.cat([state.position for state in prefilled], dim=-2).amax(\n"
-        "                -2, keepdim=True\n"
-        "            ).expand(len(entries), 1) + 1",
+        "            self.position = torch.cat(positions, dim=-2) + 1\n",
+        "            self.position = torch.cat(positions, dim=-2) + 1\n"
+        "            self.position = self.position.amax(-2, keepdim=True).expand(self.position.shape)\n",
     ),
     Mutant(
         "M-RoPE positions of the last prompt for all",
         GROUPS,
-        "self.position = torch.cat([state.position for state in prefilled], dim=-2) + 1",
-        "self.position = torch.cat([state.position for state in prefilled], dim=-2) + 1\n"
+        "            self.position = torch.cat(positions, dim=-2) + 1\n",
+        "            self.position = torch.cat(positions, dim=-2) + 1\n"
         "            if self.position.dim() == 3:\n"
-        "                self.position[1:] = self.position[1:, -1:]",
+        "                self.position[1:] += (self.position[1:] - self.position[:1])[:, -1:]\n"
+        "                self.position[1:] -= self.position[1:] - self.position[:1]\n",
         (LVLM,),
     ),
     Mutant(
@@ -116,6 +116,7 @@ MUTANTS = (
         GROUPS,
         "                self.mask = self.mask[:, :-tokens]\n",
         "                self.mask = self.mask\n",
+        ("tests/engine/test_stream_cache.py",),
     ),
     Mutant(
         "crop of the serial state's ids skipped",
@@ -129,7 +130,7 @@ MUTANTS = (
         GROUPS,
         "        self.cache.crop(-tokens)  #",
         "        _ = tokens and self.cache.crop(-tokens)  #",
-        (GRID, "tests/engine/test_families.py"),
+        ("tests/engine/test_stream_cache.py",),
     ),
     Mutant(
         "right-padded merge",
@@ -263,8 +264,8 @@ MUTANTS = (
     Mutant(
         "padding mask passed to the prefill's positions of image prompts",
         "engine/prefill.py",
-        "            ids, {**kwargs, \"attention_mask\": ones}\n",
-        "            ids, {\"attention_mask\": ones}\n",
+        '            ids, {**kwargs, "attention_mask": ones}\n',
+        '            ids, {"attention_mask": ones}\n',
         (LVLM,),
     ),
     Mutant(

@@ -27,7 +27,7 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from evals.benchmarks.measuring import (  # noqa: E402
+from evals.benchmarks.measuring import (
     Claim,
     arguments,
     at_most,
@@ -36,8 +36,8 @@ from evals.benchmarks.measuring import (  # noqa: E402
     median_ratio,
     report,
 )
-from infer_kit.engine.cache_name import CACHE  # noqa: E402
-from infer_kit.engine.coupled_lm import CoupledLM  # noqa: E402
+from infer_kit.engine.cache_name import CACHE
+from infer_kit.engine.coupled_lm import CoupledLM
 
 NEW_TOKENS = 24
 PROMPT = 32

@@ -74,6 +74,8 @@ def _show_one(
 ) -> dict[str, Any]:
     """Answer the first walk question in the three ways, with the trace."""
     from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
 
     from infer_kit.demo import PROMPTS
     from infer_kit.demo.ways import ANSWER, answers, chat_of
@@ -82,15 +84,17 @@ def _show_one(
     record = records[0]
     out = RED(model, processor, weight=weight, prompts=PROMPTS).generate(chat_of(record), **ANSWER)
     others = answers(model, processor, [record], weight, ("direct", "cot"))
-    lines = [
-        f"[bold]question[/]   {record.question}",
-        f"[bold]true answer[/]  {record.answer}",
-        f"[bold]rationale[/]  {out.rationale}",
-        f"[bold]direct[/]     {others['direct'][0]}",
-        f"[bold]chain of thought[/]  {others['cot'][0]}",
-        f"[bold]RED[/]        {out.text}",
-    ]
-    console.print(Panel("\n".join(lines), title="A held-out picture"))
+    facts = Table.grid(padding=(0, 2))
+    for name, text in {
+        "question": record.question,
+        "true answer": record.answer,
+        "rationale": out.rationale,
+        "direct": others["direct"][0],
+        "chain of thought": others["cot"][0],
+        "RED": out.text,
+    }.items():
+        facts.add_row(Text(name, style="bold"), Text(text))
+    console.print(Panel(facts, title="A held-out picture"))
     console.print(out.trace.table(title="What each stream added to RED's answer"))
     if save is not None:
         save.mkdir(parents=True, exist_ok=True)

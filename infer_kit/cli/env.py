@@ -1,7 +1,5 @@
 """`infer-kit env`: versions, devices, and what is known to go wrong with them."""
 
-import importlib
-import importlib.util
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
@@ -9,9 +7,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from infer_kit.processors import TORCHVISION_FIX, torchvision_problem
+
 PACKAGES = ("infer-kit", "torch", "transformers", "accelerate", "tokenizers", "numpy", "pillow")
 OPTIONAL = ("matplotlib", "torchvision", "vllm", "peft")
-TORCHVISION_FIX = "pip uninstall -y torchvision torchaudio torchcodec"
 
 
 def env() -> None:
@@ -28,6 +27,7 @@ def env() -> None:
     problem = torchvision_problem()
     if problem:
         console.print(Text.assemble(("Problem: ", "bold red"), problem), soft_wrap=True)
+        console.print(Text(f"Mend it with: {TORCHVISION_FIX}"), soft_wrap=True)
 
 
 def installed(package: str) -> str | None:
@@ -48,21 +48,3 @@ def devices() -> list[str]:
     if torch.backends.mps.is_available():
         found.append("mps")
     return found
-
-
-def torchvision_problem() -> str | None:
-    """What is wrong with an installed torchvision, and the line that mends it.
-
-    A CUDA build of torchvision beside a CPU build of torch cannot be imported, but transformers
-    only looks whether it is there, and then every image processor fails.
-    """
-    if importlib.util.find_spec("torchvision") is None:
-        return None
-    try:
-        importlib.import_module("torchvision")
-    except Exception as error:
-        return (
-            f"torchvision is installed but cannot be imported ({error}), so transformers will "
-            f"load no image processor. infer_kit does not need it: {TORCHVISION_FIX}"
-        )
-    return None

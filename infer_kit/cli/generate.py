@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from infer_kit.errors import InferKitError
+from infer_kit.processors import load_processor
 
 
 def generate(
@@ -70,7 +71,7 @@ def load(name: str) -> tuple[Any, Any, Any]:
         model, processor = demo.load()
         return model, processor, demo.PROMPTS
     import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     try:
         config = AutoConfig.from_pretrained(name)
@@ -81,6 +82,6 @@ def load(name: str) -> tuple[Any, Any, Any]:
         ) from error
     if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         loader = transformers.AutoModelForImageTextToText
-        return loader.from_pretrained(name).eval(), AutoProcessor.from_pretrained(name), None
+        return loader.from_pretrained(name).eval(), load_processor(name), None
     model = AutoModelForCausalLM.from_pretrained(name).eval()
     return model, AutoTokenizer.from_pretrained(name), None

@@ -175,7 +175,7 @@ def check_call(
         if name not in kwargs and name in ("use_cache", "cache_implementation"):
             if config is lm.generation_config:
                 continue  # the engine's own setting
-        if value is not None and value != _HARMLESS.get(name, None):
+        if value is not None and value != _HARMLESS.get(name):
             raise UnsupportedArgument(f"{name}={_short(value)} cannot work here: {reason}.")
     if getattr(config, "speculation_type", None) == "dflash":
         raise UnsupportedArgument("speculation_type='dflash' cannot work here: it drafts from one "

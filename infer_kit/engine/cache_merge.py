@@ -36,7 +36,7 @@ def check_mergeable(cache: Cache, length: int) -> None:
         name = type(layer).__name__
         if name not in _MERGEABLE or getattr(cache_utils, name, None) is not type(layer):
             raise NotMergeable(f"Cache layer {index} is a {name}, which cannot be merged.")
-        if _has_keys(layer) and layer.keys.shape[-2] != _width(layer, length):
+        if has_keys(layer) and layer.keys.shape[-2] != _width(layer, length):
             raise NotMergeable(
                 f"Cache layer {index} holds {layer.keys.shape[-2]} states for a prompt of {length} "
                 "tokens (cross-attention), so rows with different images cannot share a batch."
@@ -75,7 +75,8 @@ def merge_caches(caches: Sequence[Cache], lengths: Sequence[int]) -> Cache:
     return merged
 
 
-def _has_keys(layer: object) -> bool:
+def has_keys(layer: object) -> bool:
+    """Whether a layer holds states of attention."""
     keys = getattr(layer, "keys", None)
     return keys is not None and keys.numel() > 0
 
@@ -101,7 +102,7 @@ def _merge_states(layers: Sequence, index: int) -> None:
 
 def _merge_keys(layers: Sequence, index: int, total: int) -> None:
     """Left-pad keys and values to a common width and concatenate them along the batch."""
-    present = [_has_keys(layer) for layer in layers]
+    present = [has_keys(layer) for layer in layers]
     if not any(present):
         return
     if not all(present):

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from infer_kit.engine.cache_merge import check_mergeable, merge_caches
+from infer_kit.engine.cache_merge import check_mergeable, has_keys, merge_caches
 from infer_kit.engine.cache_name import CACHE
 from infer_kit.engine.prefill import Entry, Prefilled, equal_length_batches, prefill
 from infer_kit.errors import NotMergeable
@@ -116,7 +116,6 @@ class FusedGroup:
         order = sorted(range(len(entries)), key=lambda i: (entries[i].request, entries[i].stream))
         logits = torch.cat([state.logits for state in prefilled])
         device = logits.device
-        self.mask = _left_padded_mask([entry.length for entry in entries], device)
         self.position: Tensor | None = None
         if prefilled[0].position is not None:
             positions = [state.position for state in prefilled if state.position is not None]
@@ -124,6 +123,9 @@ class FusedGroup:
         self.cache = merge_caches(
             [state.cache for state in prefilled], [state.entries[0].length for state in prefilled]
         )
+        self.mask: Tensor | None = None
+        if any(has_keys(layer) for layer in self.cache.layers):  # Mamba has none, and no pads
+            self.mask = _left_padded_mask([entry.length for entry in entries], device)
         if order == list(range(len(order))):
             self.prompt_logits = logits
         else:  # prompts of equal length were prefilled together

@@ -12,7 +12,7 @@ from infer_kit.engine.cache_name import CACHE
 from infer_kit.engine.coupled_lm import CoupledLM
 from infer_kit.errors import NotMergeable
 from tests.engine.cases import assert_reference, model_of, state_of, text_row
-from tests.tiny import TEXT_GRID, reference_logits
+from tests.tiny import TEXT_GRID, reference_logits, text_model
 from tests.tiny.text import WINDOW
 
 FAMILIES = (*TEXT_GRID, "bloom", "mpt", "gemma4_text", "qwen3_next", "lfm2")
@@ -20,8 +20,9 @@ FAMILIES = (*TEXT_GRID, "bloom", "mpt", "gemma4_text", "qwen3_next", "lfm2")
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_of_1_to_64_changes_nothing(family: str) -> None:
-    """65 prompts in one batch, the shortest behind 64 pads; three steps, no cache in between."""
-    model = model_of(family)
+    """65 prompts in one batch, the shortest behind 64 pads; three steps, in float64."""
+    model_of(family)
+    model = text_model(family).double()
     rows = [[text_row(70 - pad, pad)] for pad in range(65)]
     cache = state_of(CoupledLM(model), rows, len(rows))
     assert cache.engines == ("fused",)
@@ -38,7 +39,9 @@ def test_padding_of_1_to_64_changes_nothing(family: str) -> None:
 def test_sliding_windows_of_unequal_prompts(length: int, other: int) -> None:
     """Both sides of the window, in either order; the layers are joined at the longest."""
     rows = [[text_row(length, 1), text_row(other, 2)]]
-    assert_reference(model_of("gemma3_text"), rows, [[1.0, 0.7]], max_new_tokens=10, do_sample=False)
+    assert_reference(
+        model_of("gemma3_text"), rows, [[1.0, 0.7]], max_new_tokens=10, do_sample=False
+    )
 
 
 def _cache(model_name: str, length: int, seed: int = 0) -> DynamicCache:
@@ -98,7 +101,9 @@ def test_unknown_layers_are_refused() -> None:
 
 
 def test_layers_that_hold_other_than_the_prompt_are_refused() -> None:
-    with pytest.raises(NotMergeable, match=r"layer 0 holds 5 states for a prompt of 3 tokens \(cro"):
+    with pytest.raises(
+        NotMergeable, match=r"layer 0 holds 5 states for a prompt of 3 tokens \(cro"
+    ):
         check_mergeable(_cache("llama", 5), 3)
 
 

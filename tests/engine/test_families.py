@@ -28,9 +28,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("family", TEXT_SWEEP)
-def test_equals_the_reference(
-    family: str, way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equals_the_reference(family: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, crops = model_of(family), Crops(monkeypatch)
     engine = "serial" if family in SERIAL else "fused"
     if way != "drafts":

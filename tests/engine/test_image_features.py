@@ -121,7 +121,9 @@ def test_one_pass_encodes_all_the_images(family: str) -> None:
 @shares_features
 def test_counts_that_do_not_fit_are_refused() -> None:
     tiny = _tiny("llava")
-    with pytest.raises(InferKitError, match=r"gave 18 feature vectors for 17 placeholder tokens \[9"):
+    with pytest.raises(
+        InferKitError, match=r"gave 18 feature vectors for 17 placeholder tokens \[9"
+    ):
         ImageFeatures(tiny.model, tiny.recipe.pixels((0, 1)), [9, 8])
 
 

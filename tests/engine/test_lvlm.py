@@ -21,7 +21,6 @@ EXPECTED_FALLBACK = "ignore:MllamaForConditionalGeneration. streams are decoded 
 pytestmark = pytest.mark.filterwarnings(EXPECTED_FALLBACK)
 
 
-
 def _tiny(family: str) -> TinyLVLM:
     found, why = lvlm_available(family)
     if not found:

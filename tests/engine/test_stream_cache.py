@@ -185,4 +185,3 @@ def test_engines_are_known_after_the_prefill() -> None:
     assert cache.engines == ()
     cache.prefill(1)
     assert cache.engines == ("fused", "fused")
-
