@@ -16,7 +16,7 @@ class Answers:
     Attributes:
         texts: the new text of each sequence, without special tokens.
         tokens: the new token ids of each, the end token included, no padding.
-        finished: whether each ended by itself, not at the length limit.
+        ended: whether each closed with an end token.
         traces: each stream's part in each token, or None where it was not asked for.
         engines: how the streams were run, one name a model ("fused", "serial").
         output: the backend's own output object.
@@ -24,7 +24,7 @@ class Answers:
 
     texts: list[str]
     tokens: list[list[int]]
-    finished: list[bool]
+    ended: list[bool]
     traces: list[Trace] | None
     engines: tuple[str, ...]
     output: Any
@@ -61,6 +61,7 @@ class Backend(Protocol):
         weights: Any = None,
         trace: bool = False,
         memory: Any = None,
+        limits: Sequence[int] | None = None,
         **generate_kwargs: Any,
     ) -> Answers:
         """Write an answer for each group.
@@ -72,13 +73,21 @@ class Backend(Protocol):
             weights: a function of the step, in place of the streams' own weights.
             trace: also record each stream's part in each token.
             memory: see `new_memory`.
+            limits: most new tokens of each group, in place of `max_new_tokens`.
             **generate_kwargs: `GenerationMixin.generate`'s.
         """
         ...
 
 
-def backend_for(model: Any, processor: Any, chat_template: str | None = None) -> Backend:
+def backend_for(
+    model: Any, processor: Any, chat_template: str | None = None, mode: str = "auto"
+) -> Backend:
     """The backend for a model.
+
+    Args:
+        model: a transformers model. processor: its own.
+        chat_template: a Jinja template, where the processor has none.
+        mode: "fused", "serial" or "auto", see `CoupledLM`.
 
     Raises:
         InferKitError: the model is of a kind that no backend runs.
@@ -88,7 +97,7 @@ def backend_for(model: Any, processor: Any, chat_template: str | None = None) ->
     if isinstance(model, PreTrainedModel):
         from infer_kit.engine.backend import TransformersBackend
 
-        return TransformersBackend(model, processor, chat_template)
+        return TransformersBackend(model, processor, chat_template, mode)
     hint = None
     if hasattr(model, "get_base_model"):
         hint = "For a PEFT model pass model.get_base_model(): the adapters are inside it."

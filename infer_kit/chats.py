@@ -1,6 +1,7 @@
 """Chats: what users pass, checked, with their images opened."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -47,23 +48,24 @@ def question_of(chat: Chat, request: int) -> str:
     return text
 
 
-def with_question(chat: Chat, text: str, images: bool = True) -> Chat:
-    """The chat with the text of its last turn replaced.
+def with_prompt(chat: Chat, head: str, tail: str, images: bool = True) -> Chat:
+    """The chat with text put around the question, the text of its last turn.
+
+    The order of texts and images stays: `head` goes before the first text of the last turn, `tail`
+    after the last one.
 
     Args:
-        chat: see `as_chats`.
-        text: stands after the images of the last turn; a last turn whose text is already this
-            is left as it is.
         images: False takes every image out of every turn.
     """
     turns = [
         {**turn, "content": [p for p in turn["content"] if images or p["type"] != "image"]}
         for turn in chat
     ]
-    content = turns[-1]["content"]
-    if "\n".join(part["text"] for part in content if part["type"] == "text") != text:
-        content = [part for part in content if part["type"] != "text"]
-        turns[-1] = {**turns[-1], "content": [*content, {"type": "text", "text": text}]}
+    content = [dict(part) for part in turns[-1]["content"]]
+    texts = [part for part in content if part["type"] == "text"]
+    texts[0]["text"] = head + texts[0]["text"]
+    texts[-1]["text"] += tail
+    turns[-1] = {**turns[-1], "content": content}
     return turns
 
 
@@ -80,11 +82,18 @@ def load_images(chat: Chat, request: int) -> Chat:
         content = []
         for part in turn["content"]:
             if part["type"] == "image":
-                source = next((part[key] for key in _IMAGE_SOURCES if key in part), None)
+                source = next((part[k] for k in _IMAGE_SOURCES if part.get(k) is not None), None)
+                if source is not None and not isinstance(source, (Image.Image, str, Path)):
+                    raise InferKitError(
+                        f"Prompt {request}: an image is a {type(source).__name__}; expected a PIL "
+                        "image, a path or a URL.",
+                        hint="PIL.Image.fromarray(array) makes one from pixels.",
+                    )
                 if source is None:
                     _refuse_placeholders(chat, request)
                 try:
-                    picture = load_image(source if _is_picture(source) else str(source))
+                    is_picture = isinstance(source, Image.Image)
+                    picture = load_image(source if is_picture else str(source))
                 except Exception as error:
                     raise InferKitError(
                         f"Prompt {request}: image {_name(source)} cannot be read: {error}"
@@ -108,6 +117,11 @@ def _checked(chat: Any, request: int) -> Chat:
         content = turn["content"]
         if isinstance(content, str):
             content = [{"type": "text", "text": content}]
+        if not isinstance(content, Sequence):
+            raise InferKitError(
+                f"Prompt {request}: the content of a message is {_kind(content)}; expected a text "
+                "or a list of parts."
+            )
         for part in content:
             if not isinstance(part, Mapping) or part.get("type") not in ("text", "image"):
                 kind = part.get("type") if isinstance(part, Mapping) else _kind(part)
@@ -122,7 +136,7 @@ def _checked(chat: Any, request: int) -> Chat:
 
 def _refuse_placeholders(chat: Chat, request: int) -> None:
     parts = [part for turn in chat for part in turn["content"] if part["type"] == "image"]
-    given = sum(any(key in part for key in _IMAGE_SOURCES) for part in parts)
+    given = sum(any(part.get(key) is not None for key in _IMAGE_SOURCES) for part in parts)
     raise InferKitError(
         f"Prompt {request} contains {len(parts)} image placeholder(s) but {given} image(s) were "
         "given.",
@@ -132,10 +146,6 @@ def _refuse_placeholders(chat: Chat, request: int) -> None:
 
 def _user_turn(text: str) -> Chat:
     return [{"role": "user", "content": [{"type": "text", "text": text}]}]
-
-
-def _is_picture(source: Any) -> bool:
-    return isinstance(source, Image.Image)
 
 
 def _name(source: Any) -> str:

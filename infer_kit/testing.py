@@ -183,7 +183,10 @@ def assert_chain_law(
     m = len(tokens) // 2
     whole = lm.score(rows, [tokens]).pooled[0]
     first = lm.score(rows, [tokens[:m]]).pooled[0]
-    grown = [[_extended(row, tokens[:m]) for row in request] for request in rows]
+    grown = [
+        [extended_row(lm.model_of(k), row, tokens[:m]) for k, row in enumerate(request)]
+        for request in rows
+    ]
     second = lm.score(grown, [tokens[m:]]).pooled[0]
     _assert_close(torch.cat([first, second]), whole, tolerance, "chain of log-probabilities")
 
@@ -248,15 +251,27 @@ def _new(sequences: Tensor, row: Row) -> Tensor:
     return sequences[:, _length(row) :]
 
 
-def _extended(row: Row, tokens: Tensor) -> dict[str, Any]:
-    """The row with text tokens written after its prompt."""
-    grown = dict(row)
-    ids = row["input_ids"]
-    grown["input_ids"] = torch.cat([ids, tokens[None].to(ids)], dim=1)
-    for key, fill in (("attention_mask", 1), ("token_type_ids", 0), ("mm_token_type_ids", 0)):
-        if key in row:
-            tail = torch.full((1, len(tokens)), fill, dtype=row[key].dtype)
-            grown[key] = torch.cat([row[key], tail.to(row[key])], dim=1)
+def extended_row(model: PreTrainedModel, row: Row, tokens: Tensor) -> dict[str, Any]:
+    """The row as its processor would give it, had text tokens been part of the prompt.
+
+    Args:
+        tokens: `[n]`, written after the prompt.
+    """
+    new = tokens[None].to(row["input_ids"])
+    # PaliGemma's prompt (type 0) is read both ways, its continuation (type 1) is causal; elsewhere
+    # type 0 is text.
+    written = 1 if model.config.model_type == "paligemma" else 0
+    fills = {"attention_mask": 1, "token_type_ids": written, "mm_token_type_ids": 0}
+    grown = {key: value for key, value in row.items() if key != "labels"}
+    grown["input_ids"] = torch.cat([row["input_ids"], new], dim=1)
+    for key, fill in fills.items():
+        if row.get(key) is not None:
+            grown[key] = torch.cat([row[key], torch.full_like(new, fill).to(row[key])], dim=1)
+    if row.get("cross_attention_mask") is not None:  # new tokens see what the last token sees
+        mask = row["cross_attention_mask"]
+        grown["cross_attention_mask"] = torch.cat(
+            [mask, mask[:, -1:].repeat(1, new.shape[1], 1, 1)], dim=1
+        )
     return grown
 
 

@@ -72,9 +72,12 @@ class Trace:
         return np.where(np.isnan(self.logprobs), 0.0, parts)
 
     def mattered(self, stream: str) -> bool:
-        """Whether some token's greedy choice would have been another one without `stream`."""
+        """Whether some token's greedy choice would have been another one without `stream`.
+
+        False for a stream that did not run (weight 0).
+        """
         if stream not in self.streams:
-            raise InferKitError(f"No stream {stream!r}; this trace has {list(self.streams)}.")
+            return False
         return bool(self.decisive[:, self.streams.index(stream)].any())
 
     def table(self, title: str | None = None) -> "Table":
@@ -126,38 +129,43 @@ class Trace:
             MissingExtra: matplotlib is not installed.
         """
         try:
-            import matplotlib
-
-            matplotlib.use("Agg", force=False)
-            from matplotlib import pyplot as plt
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
         except ImportError as error:
             raise MissingExtra(
                 "matplotlib is not installed.", hint="pip install 'infer-kit[plots]'"
             ) from error
         parts, count = self.parts, len(self.streams)
         places = np.arange(len(self))
-        figure, axes = plt.subplots(figsize=(max(4.0, 0.6 * len(self) + 2), 3.2))
+        figure = Figure(figsize=(max(4.0, 0.6 * len(self) + 2), 3.2))
+        FigureCanvasAgg(figure)  # a canvas of its own: the caller's pyplot is left alone
+        axes = figure.subplots()
         for k, name in enumerate(self.streams):
-            axes.bar(places + (k - (count - 1) / 2) * 0.8 / count, parts[:, k], 0.8 / count,
-                     label=f"{name} (w={self.weights[0, k]:g})")  # fmt: skip
+            left = places + (k - (count - 1) / 2) * 0.8 / count
+            axes.bar(left, parts[:, k], 0.8 / count, label=f"{name} (w={self._weight(k)})")
         axes.plot(places, self.margin, "k_", markersize=14, label="margin")
         axes.axhline(0, color="grey", linewidth=0.8)
-        labels = [f"{a}\nnot {b}" for a, b in zip(self.tokens, self.runner_up, strict=True)]
-        axes.set_xticks(places, labels)
+        pairs = zip(self.tokens, self.runner_up, strict=True)
+        axes.set_xticks(places, [f"{a!r}\nnot {b!r}".replace("$", r"\$") for a, b in pairs])
         axes.set_ylabel("nats over the runner-up")
         if title:
-            axes.set_title(title)
+            axes.set_title(title.replace("$", r"\$"))
         axes.legend(fontsize="small")
         figure.tight_layout()
         figure.savefig(path, dpi=150)
-        plt.close(figure)
         return Path(path)
+
+    def _weight(self, k: int) -> str:
+        """The weight of stream k, or its range where it changes by the step."""
+        low, high = self.weights[:, k].min(initial=np.inf), self.weights[:, k].max(initial=-np.inf)
+        return f"{low:g}" if low == high else f"{low:.2g}…{high:.2g}"
 
 
 def trace_of(
     statistics: "TokenStatistics",
     row: int,
     length: int,
+    slots: Sequence[int],
     streams: Sequence[str],
     pool: str,
     decode: Callable[[int], str],
@@ -166,13 +174,14 @@ def trace_of(
 
     Args:
         statistics: of all sequences. row: which one. length: its tokens without padding.
-        streams: names of the streams that ran, in the pool's order.
+        slots: which of the pool's streams this sequence has. streams: their names.
         pool: "product", "mixture" or "custom".
         decode: one token id to text.
     """
 
     def array(name: str) -> np.ndarray:
-        return getattr(statistics, name)[row, :length].cpu().numpy()
+        values = getattr(statistics, name)[row, :length].cpu().numpy()
+        return values[:, list(slots)] if values.ndim == 2 else values
 
     ids = array("chosen")
     return Trace(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from infer_kit.chats import as_chats, load_images, question_of, with_question
+from infer_kit.chats import as_chats, load_images, question_of, with_prompt
 from infer_kit.errors import InferKitError
 
 PICTURE = Image.new("RGB", (4, 4), "red")
@@ -45,6 +45,7 @@ def test_string_content_becomes_parts_and_the_users_messages_are_left_alone() ->
         ([[{"role": "user"}]], "Prompt 0: a message needs 'role' and 'content'"),
         ([[], "x"], "Prompt 0: expected a list of messages, got an empty list"),
         (chat({"type": "video", "video": "x"}), "type 'text' or 'image', got 'video'"),
+        ([{"role": "user", "content": None}], "the content of a message is NoneType"),
         (chat({"type": "text"}), "Prompt 0: a text part has no 'text' string"),
     ],
 )
@@ -63,24 +64,32 @@ def test_the_last_turn_must_be_the_users() -> None:
         question_of(chat(text("done"), role="assistant"), 1)
 
 
-def test_with_question_replaces_the_last_text_and_keeps_the_image() -> None:
+def test_with_prompt_puts_text_around_the_question_and_keeps_the_image() -> None:
     old = chat(text("a"), role="system") + chat({"type": "image", "image": PICTURE}, text("b"))
-    new = with_question(old, "c")
+    new = with_prompt(old, "before ", " after")
     assert new[0] == old[0]
     assert [part["type"] for part in new[1]["content"]] == ["image", "text"]
-    assert question_of(new, 0) == "c"
+    assert question_of(new, 0) == "before b after"
     assert question_of(old, 0) == "b"
 
 
-def test_with_question_of_the_same_text_is_the_same_chat() -> None:
-    old = chat(text("before"), {"type": "image", "image": PICTURE}, text("after"))
-    assert with_question(old, "before\nafter") == old
+def test_with_prompt_keeps_the_order_of_texts_and_images() -> None:
+    image = {"type": "image", "image": PICTURE}
+    old = chat(text("A:"), image, text("B:"), image, text("same?"))
+    (turn,) = with_prompt(old, "<", ">")
+    assert turn["content"] == [text("<A:"), image, text("B:"), image, text("same?>")]
+    assert with_prompt(old, "", "") == old
 
 
-def test_with_question_without_images_takes_them_from_every_turn() -> None:
+def test_with_prompt_without_images_takes_them_from_every_turn() -> None:
     old = chat({"type": "image", "image": PICTURE}, text("a")) + chat(text("b"))
-    parts = [part for turn in with_question(old, "c", images=False) for part in turn["content"]]
+    parts = [p for turn in with_prompt(old, "", "", images=False) for p in turn["content"]]
     assert {part["type"] for part in parts} == {"text"}
+
+
+def test_an_array_is_no_image() -> None:
+    with pytest.raises(InferKitError, match="Prompt 1: an image is a list; expected a PIL image"):
+        load_images(chat({"type": "image", "image": [[0, 1]]}, text("?")), 1)
 
 
 def test_images_are_opened_from_paths_and_taken_as_they_are(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import hypothesis.strategies as st
@@ -194,7 +195,7 @@ def test_the_budget_is_spent_exactly_where_it_can_be(seed: int, budget: float) -
 def test_a_larger_budget_gives_a_larger_weight() -> None:
     base, other = _pair(11)
     weights = [solve_kl_budget(base, other, budget) for budget in (0.01, 0.1, 0.5, 1.0)]
-    for smaller, larger in zip(weights, weights[1:], strict=False):
+    for smaller, larger in itertools.pairwise(weights):
         assert (smaller < larger).all()
 
 

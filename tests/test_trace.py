@@ -54,8 +54,22 @@ def test_parts_of_a_mixture_are_refused(trace: Trace) -> None:
 def test_mattered_asks_whether_a_stream_decided_some_token(trace: Trace) -> None:
     assert trace.mattered("image")
     assert not trace.mattered("rationale")
-    with pytest.raises(InferKitError, match="No stream 'other'"):
-        trace.mattered("other")
+    assert not trace.mattered("a stream that did not run")
+
+
+def test_model_text_is_no_markup(trace: Trace) -> None:
+    odd = replace(trace, tokens=("[/INST]", "[b]", "$x$"), runner_up=("[/x]", "$", "_"))
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(odd.table())
+    assert "'[/INST]'" in console.export_text()
+
+
+def test_a_figure_leaves_the_callers_backend_alone(trace: Trace, tmp_path: Path) -> None:
+    import matplotlib
+
+    before = matplotlib.get_backend()
+    replace(trace, tokens=("[/INST]", "\n", "$x$")).figure(tmp_path / "odd.svg")
+    assert matplotlib.get_backend() == before
 
 
 def test_the_table_shows_every_token_and_stream(trace: Trace) -> None:

@@ -22,7 +22,7 @@ def generate(
 ) -> None:
     """Answer a question about a picture (or without one), streaming the answer.
 
-    The rationale goes to the error stream, the answer to the output.
+    The answer goes to the output, then the rationale to the error stream.
     """
     if method not in ("red", "direct"):
         raise InferKitError(f"Unknown method {method!r}: use red or direct.")
@@ -47,11 +47,6 @@ def generate(
     if image is not None:
         content.insert(0, {"type": "image", "image": str(image)})
     messages = [{"role": "user", "content": content}]
-    if method == "red" and rationale is None:
-        with notes.status("Writing the rationale"):
-            rationale = red.rationales([messages])[0]
-        # A model's text is no markup: scene graphs are full of brackets.
-        notes.print(f"rationale: {rationale}", style="dim", markup=False, emoji=False)
     tokenizer = getattr(processor, "tokenizer", processor)
     out = red.generate(
         messages,
@@ -59,6 +54,9 @@ def generate(
         max_new_tokens=max_new_tokens,
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
     )
+    if out.rationale is not None:
+        # A model's text is no markup: scene graphs are full of brackets.
+        notes.print(f"rationale: {out.rationale}", style="dim", markup=False, emoji=False)
     if trace:
         Console().print(out.trace.table())
 
@@ -70,6 +68,7 @@ def load(name: str) -> tuple[Any, Any, Any]:
 
         model, processor = demo.load()
         return model, processor, demo.PROMPTS
+    import torch
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -81,7 +80,9 @@ def load(name: str) -> tuple[Any, Any, Any]:
             hint="Give a folder with config.json, a hub name, or 'demo'.",
         ) from error
     if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        loader = transformers.AutoModelForImageTextToText
-        return loader.from_pretrained(name).eval(), load_processor(name), None
-    model = AutoModelForCausalLM.from_pretrained(name).eval()
-    return model, AutoTokenizer.from_pretrained(name), None
+        model = transformers.AutoModelForImageTextToText.from_pretrained(name)
+        processor = load_processor(name)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(name)
+        processor = AutoTokenizer.from_pretrained(name)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor, None

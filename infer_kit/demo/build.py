@@ -87,6 +87,7 @@ def make_model(seed: int) -> Any:
     config = model.generation_config
     config.bos_token_id, config.eos_token_id, config.pad_token_id = BOS, EOS, PAD
     config.max_new_tokens, config.do_sample = 40, False
+    config._from_model_config = False  # else loading may take it from the model's config again
     return model
 
 

@@ -1,57 +1,17 @@
 """Checks of what users pass to `CoupledLM`, made before any forward pass."""
 
-import difflib
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import transformers
-from packaging import version
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 
-from infer_kit.engine.cache_name import CACHE, CACHE_NAMES
+from infer_kit.engine.cache_name import CACHE
 from infer_kit.engine.prefill import forward_parameters
-from infer_kit.errors import InferKitError, PromptTooLong, UnsupportedArgument, VocabularyMismatch
-
-# Why each cannot work with several streams, and what to do instead.
-_REFUSED = {
-    "use_cache": "the cache is the state of the streams; leave it out",
-    "prefill_chunk_size": "each stream's prompt is prefilled whole; leave it out",
-    "guidance_scale": "it runs a second context behind the pool's back; make that context a "
-    "stream of weight 1 - guidance_scale instead",
-    "negative_prompt_ids": "make the negative prompt a stream with a negative weight",
-    "negative_prompt_attention_mask": "make the negative prompt a stream with a negative weight",
-    "cache_implementation": "every stream has a dynamic cache; leave it out",
-    "custom_generate": "it would decode one stream alone; leave it out",
-    "token_healing": "it rewrites one stream's prompt; leave it out",
-    "inputs_embeds": "rows hold token ids",
-    "inputs": "prompts go in rows[b][k]",
-    "input_ids": "prompts go in rows[b][k]",
-    "attention_mask": "prompts go in rows[b][k], one by one and unpadded",
-    "position_ids": "positions are computed for each stream",
-    **dict.fromkeys(
-        CACHE_NAMES, f"rows start a new state; to continue one, call generate(None, {CACHE}=...)"
-    ),
-    "assistant_early_exit": "drafting with some layers of one stream is not supported; pass an "
-    "assistant_model",
-    "use_mtp": "drafting heads see one stream; pass an assistant_model",
-    "penalty_alpha": "transformers has no contrastive search any more; leave it out",
-    "dola_layers": "it contrasts the layers of one stream; make the amateur a stream with a "
-    "negative weight instead",
-    "num_beam_groups": "transformers has no group beam search any more; leave it out",
-    "force_words_ids": "transformers has no constrained beam search any more; leave it out",
-}
-_HARMLESS = {
-    "use_cache": True,
-    "guidance_scale": 1,
-    "token_healing": False,
-    "use_mtp": False,
-    "num_beam_groups": 1,
-}
-_NOT_IN_ONE = ("output_attentions", "output_hidden_states")
+from infer_kit.errors import InferKitError, PromptTooLong, VocabularyMismatch
 
 
 def check_model(model: Any, index: int) -> None:
@@ -76,9 +36,15 @@ def check_model(model: Any, index: int) -> None:
             f"Stream {index}: {name} keeps its state in a cache of its own (its forward takes no "
             f"{CACHE}, or not a DynamicCache), which the engine cannot hold."
         )
+    check_evaluating(model, index)
+
+
+def check_evaluating(model: PreTrainedModel, index: int) -> None:
+    """Raise `InferKitError` for a model in training mode."""
     if model.training:
         raise InferKitError(
-            f"Stream {index}: {name} is in training mode, so dropout would change every step.",
+            f"Stream {index}: {type(model).__name__} is in training mode, so dropout would change "
+            "every step.",
             hint="Call model.eval() first.",
         )
 
@@ -134,9 +100,14 @@ def check_rows(
     rows: Sequence[Sequence[Mapping[str, Any] | None]],
     models: Sequence[PreTrainedModel],
     primary: int,
-    kwargs: Mapping[str, Any],
+    new_tokens: Sequence[int] | None,
 ) -> None:
-    """Raise `InferKitError`, naming request and stream, for prompts that cannot be streams."""
+    """Raise `InferKitError`, naming request and stream, for prompts that cannot be streams.
+
+    Args:
+        rows: `rows[b][k]`. models: one a stream. primary: the stream that every request needs.
+        new_tokens: how many tokens may follow each request's prompts, or None if not known.
+    """
     if not len(rows):
         raise InferKitError("No requests: rows is empty.")
     for b, row in enumerate(rows):
@@ -157,78 +128,8 @@ def check_rows(
         for k, inputs in enumerate(row):
             if inputs is not None:
                 check_inputs(inputs, models[k], f"Request {b}, stream {k}")
-    _warn_of_lengths(rows, models, primary, kwargs)
-
-
-def check_call(
-    lm: PreTrainedModel, kwargs: Mapping[str, Any], requests: int = 1, trace: bool = False
-) -> None:
-    """Raise `UnsupportedArgument` for generate arguments that cannot work or are not known.
-
-    Args:
-        lm: the `CoupledLM`. kwargs: of its `generate`. requests: how many come together.
-        trace: whether a trace is asked for.
-    """
-    config = kwargs.get("generation_config") or lm.generation_config
-    for name, reason in _REFUSED.items():
-        value = kwargs.get(name, getattr(config, name, None))
-        if name not in kwargs and name in ("use_cache", "cache_implementation"):
-            if config is lm.generation_config:
-                continue  # the engine's own setting
-        if value is not None and value != _HARMLESS.get(name):
-            raise UnsupportedArgument(f"{name}={_short(value)} cannot work here: {reason}.")
-    if getattr(config, "speculation_type", None) == "dflash":
-        raise UnsupportedArgument("speculation_type='dflash' cannot work here: it drafts from one "
-                                  "stream's hidden states; pass an assistant_model.")  # fmt: skip
-    _check_decoding(lm, kwargs, config, requests)
-    known = set(vars(GenerationConfig())) | set(vars(config))
-    known |= set(inspect.signature(GenerationMixin.generate).parameters) - {"self", "kwargs"}
-    known |= {"tokenizer", "assistant_tokenizer"}
-    for name in kwargs:
-        if name not in known or name.startswith("_"):
-            close = difflib.get_close_matches(name, known, n=1)
-            raise UnsupportedArgument(
-                f"Unknown keyword {name!r}.", hint=f"Did you mean {close[0]!r}?" if close else None
-            )
-    for name in _NOT_IN_ONE:
-        if kwargs.get(name, getattr(config, name, None)):
-            warnings.warn(
-                f"{name}=True has no effect: K streams have K of them; None is returned.",
-                stacklevel=3,
-            )
-    returns_dict = kwargs.get("return_dict_in_generate")
-    if trace and not (config.return_dict_in_generate if returns_dict is None else returns_dict):
-        raise UnsupportedArgument("trace=True needs return_dict_in_generate=True.")
-
-
-def _check_decoding(
-    lm: PreTrainedModel, kwargs: Mapping[str, Any], config: GenerationConfig, requests: int
-) -> None:
-    """What transformers itself refuses, said before anything is run."""
-    beams = kwargs.get("num_beams") or config.num_beams or 1
-    if beams > 1 and kwargs.get("streamer") is not None:
-        raise UnsupportedArgument(
-            f"A streamer cannot show beam search (num_beams={beams}): beams change their past.",
-            hint="Leave out streamer, or set num_beams=1.",
-        )
-    drafts = [
-        name
-        for name in ("assistant_model", "prompt_lookup_num_tokens")
-        if kwargs.get(name, getattr(config, name, None)) is not None
-    ]
-    if not drafts:
-        return
-    if requests > 1:
-        raise UnsupportedArgument(
-            f"{drafts[0]} works for one request at a time, got {requests}.",
-            hint="Pass the requests one by one.",
-        )
-    if beams > 1:
-        raise UnsupportedArgument(f"{drafts[0]} does not work with num_beams={beams}.")
-    if lm._is_stateful:
-        raise UnsupportedArgument(
-            f"{drafts[0]} needs to take tokens back, which a model with recurrent state cannot."
-        )
+    if new_tokens is not None:
+        _check_lengths(rows, models, new_tokens)
 
 
 def check_inputs(inputs: Any, model: PreTrainedModel, where: str) -> None:
@@ -266,7 +167,13 @@ def _check_tokens(inputs: Any, model: PreTrainedModel, where: str) -> None:
         )
     if not ids.shape[1]:
         raise InferKitError(f"{where}: the prompt is empty.")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise InferKitError(f"{where}: input_ids are of {ids.dtype}; expected integers.")
     mask = inputs.get("attention_mask")
+    if mask is not None and mask.shape != ids.shape:
+        raise InferKitError(
+            f"{where}: attention_mask has shape {list(mask.shape)} and input_ids {list(ids.shape)}."
+        )
     if mask is not None and not bool((mask == 1).all()):
         raise InferKitError(
             f"{where}: the prompt is padded ({int((mask == 0).sum())} of {mask.numel()} positions "
@@ -301,54 +208,52 @@ def _check_images(inputs: Mapping[str, Any], model: PreTrainedModel, where: str)
         raise InferKitError(
             f"{where}: an image was given but the prompt has no placeholder for it."
         )
+    grid = inputs.get("image_grid_thw")
+    merge = getattr(getattr(model.config, "vision_config", None), "spatial_merge_size", None)
+    if isinstance(grid, Tensor) and merge:
+        expected = int(grid.prod(-1).sum()) // merge**2
+        if placeholders != expected:
+            raise InferKitError(
+                f"{where}: the prompt contains {placeholders} image placeholder tokens, but its "
+                f"{len(grid)} image(s) take {expected}."
+            )
 
 
-def _warn_of_lengths(
+def _check_lengths(
     rows: Sequence[Sequence[Mapping[str, Any] | None]],
     models: Sequence[PreTrainedModel],
-    primary: int,
-    kwargs: Mapping[str, Any],
+    new_tokens: Sequence[int],
 ) -> None:
-    new = kwargs.get("max_new_tokens")
-    for b, row in enumerate(rows):
+    """Prompt and new tokens beyond the model's positions: an error where those are a table."""
+    warned = False
+    for b, (row, new) in enumerate(zip(rows, new_tokens, strict=True)):
         for k, inputs in enumerate(row):
             limit = context_length(models[k])
-            if inputs is None or new is None or limit is None:
+            if inputs is None or limit is None:
                 continue
             length = inputs["input_ids"].shape[1]
-            if length + new > limit:
-                warnings.warn(
-                    f"Request {b}, stream {k}: {length:,} prompt tokens and {new:,} new ones "
-                    f"exceed the {limit:,} positions that the model was made for.",
-                    stacklevel=4,
-                )
-                return
+            if length + new <= limit:
+                continue
+            message = (
+                f"Request {b}, stream {k}: {length:,} prompt tokens and {new:,} new ones exceed "
+                f"the {limit:,} positions that the model was made for."
+            )
+            if _has_position_table(models[k]):
+                raise PromptTooLong(message, hint=f"At most {max(limit - length, 0)} fit.")
+            if not warned:
+                warnings.warn(message, stacklevel=4)
+                warned = True
 
 
-def check_padding_penalty(
-    lengths: set[int], config: GenerationConfig, kwargs: Mapping[str, Any], pad_token: int
-) -> None:
-    """Warn where a repetition penalty would count padding as said.
-
-    transformers fixed that in 5.23 for prompts with an attention mask.
-    """
-    if version.parse(transformers.__version__) >= version.parse("5.23"):
-        return
-    eos = kwargs.get("eos_token_id", config.eos_token_id)
-    is_eos = pad_token in (eos if isinstance(eos, list) else [eos])
-    penalty = kwargs.get("repetition_penalty", config.repetition_penalty) or 1.0
-    if len(lengths) > 1 and is_eos and penalty != 1.0:
-        warnings.warn(
-            "repetition_penalty counts the padding of shorter prompts as said, and the pad token "
-            "is the end token here: shorter requests may run on. Set a pad_token_id of its own, or "
-            "pass the requests one by one.",
-            stacklevel=4,
-        )
+def _has_position_table(model: PreTrainedModel) -> bool:
+    """Whether positions are looked up in a learned table, which ends."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    names = ("wpe", "embed_positions", "position_embeddings")
+    return any(
+        isinstance(module, torch.nn.Embedding) and name.rsplit(".", 1)[-1] in names
+        for name, module in decoder.named_modules()
+    )
 
 
 def _tokenizer(tokenizer_or_processor: Any) -> Any:
     return getattr(tokenizer_or_processor, "tokenizer", tokenizer_or_processor)
-
-
-def _short(value: Any) -> str:
-    return f"<tensor {list(value.shape)}>" if isinstance(value, Tensor) else repr(value)

@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from infer_kit.backends import Answers
 from infer_kit.chats import Chat, load_images
-from infer_kit.engine.arguments import check_call, check_inputs, context_length
+from infer_kit.engine.arguments import check_inputs, context_length
 from infer_kit.engine.cache_name import cache_of
+from infer_kit.engine.call import end_tokens, pad_token, resolve_call
 from infer_kit.engine.coupled_lm import CoupledLM
 from infer_kit.engine.image_features import ImageMemory
 from infer_kit.engine.rows import RowMaker
@@ -22,13 +24,23 @@ class TransformersBackend:
     """Runs groups on a transformers model. See `infer_kit.backends.Backend`."""
 
     def __init__(
-        self, model: PreTrainedModel, processor: Any, chat_template: str | None = None
+        self,
+        model: PreTrainedModel,
+        processor: Any,
+        chat_template: str | None = None,
+        mode: str = "auto",
     ) -> None:
+        """Args:
+        model, processor, chat_template: see `RowMaker`.
+        mode: `CoupledLM`'s: "auto", "fused" or "serial".
+        """
         self.model = model
+        self.mode = mode
         self.rows = RowMaker(processor, model, chat_template)
+        self._single = CoupledLM(model, mode=mode)
 
     def check(self, requests: int = 1, **generate_kwargs: Any) -> None:
-        check_call(CoupledLM(self.model), generate_kwargs, requests)
+        resolve_call(self._single, self._with_tokenizer(generate_kwargs), requests)
 
     def render(self, chat: Chat, request: int) -> dict[str, Any]:
         row = self.rows.row(load_images(chat, request), request)
@@ -53,8 +65,45 @@ class TransformersBackend:
         weights: Any = None,
         trace: bool = False,
         memory: ImageMemory | None = None,
+        limits: Sequence[int] | None = None,
         **generate_kwargs: Any,
     ) -> Answers:
+        models = self._models_of(groups)
+        lm = CoupledLM(
+            models, pool=pool, normalize=normalize, primary=groups[0].primary, mode=self.mode
+        )
+        kwargs = {**self._with_tokenizer(generate_kwargs), "return_dict_in_generate": True}
+        prompt = max(g.streams[g.primary].context["input_ids"].shape[1] for g in groups)
+        if limits is not None:
+            kwargs["max_new_tokens"] = max(limits)
+            criteria = kwargs.get("stopping_criteria") or ()
+            kwargs["stopping_criteria"] = StoppingCriteriaList(
+                [*criteria, _LengthLimits(prompt, limits)]
+            )
+        config = resolve_call(lm, kwargs, len(groups), trace)
+        output = lm.generate(
+            [[stream.context for stream in group.streams] for group in groups],
+            weights=weight_table(groups) if weights is None else weights,
+            trace=trace,
+            images=memory,
+            **kwargs,
+        )
+        ends = end_tokens(config)
+        # Only a criterion other than the end token leaves padding after a row without one.
+        pads = config.stop_strings is not None or kwargs.get("stopping_criteria") is not None
+        new = output.sequences[:, prompt:].tolist()
+        tokens = [_unpadded(ids, ends, pad_token(config) if pads else None) for ids in new]
+        return Answers(
+            texts=[self.rows.tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens],
+            tokens=tokens,
+            ended=[bool(ids) and ids[-1] in ends for ids in tokens],
+            traces=self._traces(output, tokens, groups, pool) if trace else None,
+            engines=output.engines,
+            output=output,
+        )
+
+    def _models_of(self, groups: Sequence[Group]) -> list[PreTrainedModel]:
+        """One model for each stream, the same in every group."""
         widest = max(groups, key=lambda group: len(group.streams))
         models = [stream.model or self.model for stream in widest.streams]
         for b, group in enumerate(groups):
@@ -66,67 +115,55 @@ class TransformersBackend:
                     )
             if group.primary != groups[0].primary:
                 raise InferKitError(f"Group {b} has another primary stream than group 0.")
-        lm = CoupledLM(models, pool=pool, normalize=normalize, primary=groups[0].primary)
-        output = lm.generate(
-            [[stream.context for stream in group.streams] for group in groups],
-            weights=weight_table(groups) if weights is None else weights,
-            trace=trace,
-            images=memory,
-            **{**generate_kwargs, "return_dict_in_generate": True},
-        )
-        prompt = max(g.streams[g.primary].context["input_ids"].shape[1] for g in groups)
-        ends, pad = _special_ids(lm, generate_kwargs)
-        tokens = [_unpadded(row, ends, pad) for row in output.sequences[:, prompt:]]
-        decode = self.rows.tokenizer.decode
-        traces = None
-        if trace:
-            per_group = len(tokens) // len(groups)
-            traces = [
-                self._trace(output, row, len(tokens[row]), groups[row // per_group], pool)
-                for row in range(len(tokens))
-            ]
-        return Answers(
-            texts=[decode(ids, skip_special_tokens=True) for ids in tokens],
-            tokens=tokens,
-            finished=[
-                len(ids) < output.sequences.shape[1] - prompt or bool(ends & set(ids[-1:]))
-                for ids in tokens
-            ],
-            traces=traces,
-            engines=output.engines,
-            output=output,
-        )
+        return models
 
-    def _trace(self, output: Any, row: int, length: int, group: Group, pool: Any) -> Trace:
+    def _with_tokenizer(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Stop strings need the tokenizer, which is at hand here."""
+        return {"tokenizer": self.rows.tokenizer, **kwargs} if "stop_strings" in kwargs else kwargs
+
+    def _traces(
+        self, output: Any, tokens: Sequence[list[int]], groups: Sequence[Group], pool: Any
+    ) -> list[Trace]:
         pooling = cache_of(output).pooling
-        return trace_of(
-            output.statistics,
-            row,
-            length,
-            streams=[
-                group.streams[k].name if k < len(group.streams) else f"stream {k}"
-                for k in pooling.streams
-            ],
-            pool=pool if isinstance(pool, str) else "custom",
-            decode=lambda token: self.rows.tokenizer.decode([token]),
-        )
+        per_group = len(tokens) // len(groups)
+        traces = []
+        for row, ids in enumerate(tokens):
+            group = groups[row // per_group]
+            ran = pooling.present[row // per_group].tolist()
+            slots = [slot for slot, runs in enumerate(ran) if runs]
+            traces.append(
+                trace_of(
+                    output.statistics,
+                    row,
+                    len(ids),
+                    slots=slots,
+                    streams=[group.streams[pooling.streams[slot]].name for slot in slots],
+                    pool=pool if isinstance(pool, str) else "custom",
+                    decode=lambda token: self.rows.tokenizer.decode([token]),
+                )
+            )
+        return traces
 
 
-def _special_ids(lm: CoupledLM, kwargs: dict[str, Any]) -> tuple[set[int], int | None]:
-    """The end tokens and the pad token in force."""
-    config = kwargs.get("generation_config") or lm.generation_config
-    eos = kwargs.get("eos_token_id", config.eos_token_id)
-    ends = set(eos) if isinstance(eos, list) else {eos} - {None}
-    pad = kwargs.get("pad_token_id", config.pad_token_id)
-    return {int(token) for token in ends}, pad
+class _LengthLimits(StoppingCriteria):
+    """Ends each request's sequences at its own number of new tokens."""
+
+    def __init__(self, prompt_length: int, limits: Sequence[int]) -> None:
+        self.prompt_length = prompt_length
+        self.limits = torch.tensor(limits)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        limits = self.limits.to(input_ids.device)
+        limits = limits.repeat_interleave(len(input_ids) // len(limits))
+        return input_ids.shape[1] - self.prompt_length >= limits
 
 
-def _unpadded(row: Tensor, ends: set[int], pad: int | None) -> list[int]:
+def _unpadded(ids: list[int], ends: set[int], pad: int | None) -> list[int]:
     """New ids up to and with the first end token; without one, less the padding at the end."""
-    ids = row.tolist()
     for place, token in enumerate(ids):
         if token in ends:
             return ids[: place + 1]
-    while ids and ids[-1] == pad:
-        ids.pop()
-    return ids
+    length = len(ids)
+    while length and ids[length - 1] == pad:
+        length -= 1
+    return ids[:length]

@@ -7,25 +7,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
 from infer_kit.engine.arguments import (
-    check_call,
+    check_evaluating,
     check_model,
-    check_padding_penalty,
     check_rows,
     common_vocabulary_size,
     present_streams,
 )
 from infer_kit.engine.cache_name import CACHE, CACHE_NAMES
+from infer_kit.engine.call import (
+    pad_token,
+    resolve_call,
+    warn_of_padding_penalty,
+    without_inner_states,
+)
 from infer_kit.engine.image_features import ImageMemory
 from infer_kit.engine.pooling import Pooling, Weights, resolve_pooling
 from infer_kit.engine.prefill import Entry
 from infer_kit.engine.recording import Recorder, TokenStatistics, token_statistics
 from infer_kit.engine.stream_cache import StreamCache
-from infer_kit.errors import InferKitError
+from infer_kit.errors import InferKitError, UnsupportedArgument
 from infer_kit.pool import PoolFunction
 
 Rows = Sequence[Sequence[Mapping[str, Any] | None]]
@@ -122,10 +127,10 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         super().__init__(CoupledConfig(vocab_size=vocab_size))
         self._models = self_models  # a tuple: not registered, so nothing here owns their weights
         self._any_number = isinstance(models, PreTrainedModel)
-        if not self._any_number and not 0 <= primary < len(self_models):
+        if primary < 0 or (not self._any_number and primary >= len(self_models)):
             raise InferKitError(
-                f"primary={primary}, but there are {len(self_models)} streams (0 to "
-                f"{len(self_models) - 1})."
+                f"primary={primary} is no stream: they are numbered from 0, in the order of the "
+                f"{len(self_models)} model(s)."
             )
         if mode not in ("auto", "fused", "serial"):
             raise InferKitError(f"Unknown mode {mode!r}: use 'auto', 'fused' or 'serial'.")
@@ -144,7 +149,11 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
 
     @property
     def _primary_model(self) -> PreTrainedModel:
-        return self._models[0 if self._any_number else self._primary]
+        return self.model_of(self._primary)
+
+    def model_of(self, stream: int) -> PreTrainedModel:
+        """The model that reads stream number `stream`."""
+        return self._models[0 if self._any_number else stream]
 
     @property
     def device(self) -> torch.device:
@@ -192,28 +201,56 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             InferKitError: before any forward pass, for input that cannot work.
         """
         if rows is None:
-            if weights is not None or trace:
-                raise InferKitError("A continued state keeps its weights and has no trace.")
-            names = [name for name in CACHE_NAMES if name in kwargs]
-            return super().generate(**{CACHE if k in names else k: v for k, v in kwargs.items()})
-        check_call(self, kwargs, len(rows), trace)
+            return self._continue(weights, trace, kwargs)
+        config = resolve_call(self, kwargs, len(rows), trace)
+        kwargs = without_inner_states(kwargs, config)
         images = ImageMemory() if images is None else images
-        cache, ids, mask = self._prepare(rows, weights, kwargs, images, record=trace)
-        prompt_length = ids.shape[1]
-        config = kwargs.get("generation_config") or self.generation_config
-        beams = kwargs.get("num_beams") or config.num_beams or 1
-        if beams > 1:  # finished beams leave the running ones: score them afterwards
-            cache.recorder = None
+        # Finished beams leave the running ones, so theirs are scored afterwards.
+        record = trace and config.num_beams in (None, 1)
+        new = None if config.max_new_tokens is None else [config.max_new_tokens] * len(rows)
+        cache = self._prepare(rows, weights, new, images, record)
+        ids, mask = self._primary_prompts(rows, config)
         output = super().generate(input_ids=ids, attention_mask=mask, **{CACHE: cache}, **kwargs)
         if isinstance(output, ModelOutput):
             output.engines = cache.engines
-        if trace:
-            if cache.recorder is not None:
-                output.statistics = cache.recorder.finish(output.sequences[:, -1])
-            else:
-                new = output.sequences[:, prompt_length:]
-                per_request = len(new) // len(rows)
-                output.statistics = self._statistics(rows, weights, images, new, per_request)
+        if record:
+            assert cache.recorder is not None
+            output.statistics = cache.recorder.finish(output.sequences[:, -1])
+            cache.recorder = None  # the state may be continued
+        elif trace:
+            written = output.sequences[:, ids.shape[1] :]
+            output.statistics = self._statistics(rows, weights, images, written)
+        return output
+
+    def _continue(self, weights: Weights | None, trace: bool, kwargs: dict[str, Any]) -> Any:
+        """Go on from a returned state; see `generate`."""
+        if weights is not None or trace:
+            raise InferKitError("A continued state keeps its weights and has no trace.")
+        cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
+        ids = kwargs.get("input_ids")
+        if not isinstance(cache, StreamCache) or not isinstance(ids, Tensor):
+            raise InferKitError(
+                "generate() needs rows; to continue a state, it needs input_ids (all tokens so "
+                f"far, then the new ones) and {CACHE} (as a call of this model returned it)."
+            )
+        if ids.dim() != 2 or ids.shape[0] != len(cache.request) or ids.shape[1] <= cache.seen:
+            raise InferKitError(
+                f"The state holds {len(cache.request)} sequences of {cache.seen} tokens; input_ids "
+                f"of shape {list(ids.shape)} do not go on from there."
+            )
+        allowed = ("input_ids", "attention_mask", *CACHE_NAMES)
+        config = resolve_call(self, kwargs, len(ids), allowed=allowed)
+        if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
+            raise UnsupportedArgument(
+                "A continued state goes on with the sequences that it has: num_beams and "
+                "num_return_sequences must be 1."
+            )
+        for index, model in enumerate(self._models):
+            check_evaluating(model, index)
+        kwargs = {k: v for k, v in kwargs.items() if k not in CACHE_NAMES}
+        output = super().generate(**{CACHE: cache}, **without_inner_states(kwargs, config))
+        if isinstance(output, ModelOutput):
+            output.engines = cache.engines
         return output
 
     def score(
@@ -233,7 +270,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
                 f"score needs one continuation for every request: got {len(continuations)} for "
                 f"{len(rows)}."
             )
-        ids = [torch.as_tensor(c, dtype=torch.long).reshape(-1) for c in continuations]
+        ids = [_token_ids(tokens, request) for request, tokens in enumerate(continuations)]
         for request, tokens in enumerate(ids):
             if not len(tokens):
                 raise InferKitError(f"The continuation of request {request} is empty.")
@@ -243,8 +280,8 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
                     f"to {int(tokens.max())}; there are {self.config.vocab_size} tokens."
                 )
         padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self.device)
-        statistics = self._statistics(rows, weights, ImageMemory(), padded, 1)
         lengths = [len(tokens) for tokens in ids]
+        statistics = self._statistics(rows, weights, ImageMemory(), padded, lengths)
         return Scores(
             pooled=[row[:n] for row, n in zip(statistics.pooled, lengths, strict=True)],
             streams=[row[:n] for row, n in zip(statistics.logprobs, lengths, strict=True)],
@@ -258,63 +295,65 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         weights: Weights | None,
         images: ImageMemory,
         continuations: Tensor,
-        per_request: int,
+        lengths: Sequence[int] | None = None,
     ) -> TokenStatistics:
-        """Figures for `continuations` `[B * per_request, n]`, teacher-forced."""
-        cache, _, _ = self._prepare(rows, weights, {}, images, record=False)
-        logits = cache.prefill(len(rows) * per_request)
+        """Figures for `continuations` `[R, n]`, R / B of each request, teacher-forced."""
+        cache = self._prepare(rows, weights, lengths, images, record=False)
+        logits = cache.prefill(len(continuations))
         if continuations.shape[1] > 1:
             logits = torch.cat([logits, cache.step(continuations[:, :-1])], dim=2)
         w = cache.pooling.weights_at(logits, cache.request, 0)
-        pooled = cache.pooling(logits, w)
+        pooled = (
+            logits[:, 0] if cache.pooling.is_identity else cache.pooling(logits, w, cache.request)
+        )
         return token_statistics(cache.pooling, logits, w, pooled, continuations)
 
     def _prepare(
         self,
         rows: Rows,
         weights: Weights | None,
-        kwargs: Mapping[str, Any],
+        new_tokens: Sequence[int] | None,
         images: ImageMemory,
         record: bool,
-    ) -> tuple[StreamCache, Tensor, Tensor]:
-        """The empty state of a call, and the primary prompts, left-padded, with their mask."""
+    ) -> StreamCache:
+        """The empty state of a call, its input checked."""
         models = self._models_of(rows)
-        check_rows(rows, models, self._primary, kwargs)
+        for index, model in enumerate(self._models):
+            check_evaluating(model, index)
+        check_rows(rows, models, self._primary, new_tokens)
         pooling = resolve_pooling(
             self._pool,
             self._weights if weights is None else weights,
             present_streams(rows, len(models)),
             self._normalize,
-        )
-        primary = [row[self._primary] for row in rows]
-        prompts = [inputs["input_ids"][0] for inputs in primary if inputs is not None]
-        cache = StreamCache(
+        ).on(self.device)
+        return StreamCache(
             entries=_entries_by_model(rows, models, pooling, images),
             pooling=pooling,
             requests=len(rows),
-            prompt_length=max(len(prompt) for prompt in prompts),
+            prompt_length=max(len(prompt) for prompt in self._prompts(rows)),
             vocab_size=self.config.vocab_size,
             device=self.device,
             mode=self._mode,
-            recorder=Recorder(pooling.on(self.device)) if record else None,
+            recorder=Recorder(pooling) if record else None,
         )
-        pad_token = self._pad_token(kwargs)
-        config = kwargs.get("generation_config") or self.generation_config
-        check_padding_penalty({len(prompt) for prompt in prompts}, config, kwargs, pad_token)
-        return cache, *_left_pad(prompts, pad_token, self.device)
+
+    def _prompts(self, rows: Rows) -> list[Tensor]:
+        """The ids of each request's primary prompt."""
+        primary = [row[self._primary] for row in rows]
+        return [inputs["input_ids"][0] for inputs in primary if inputs is not None]
+
+    def _primary_prompts(self, rows: Rows, config: GenerationConfig) -> tuple[Tensor, Tensor]:
+        """The primary prompts `[B, longest]`, left-padded, and their mask."""
+        prompts = self._prompts(rows)
+        warn_of_padding_penalty({len(prompt) for prompt in prompts}, config)
+        return _left_pad(prompts, pad_token(config), self.device)
 
     def _models_of(self, rows: Rows) -> tuple[PreTrainedModel, ...]:
         """One model for each of the K streams of this call."""
         if self._any_number:
             return self._models * max((len(row) for row in rows), default=1)
         return self._models
-
-    def _pad_token(self, kwargs: Mapping[str, Any]) -> int:
-        config = kwargs.get("generation_config") or self.generation_config
-        for token in (kwargs.get("pad_token_id"), config.pad_token_id, config.eos_token_id):
-            if token is not None:
-                return int(token[0] if isinstance(token, list) else token)
-        return 0
 
     def prepare_inputs_for_generation(
         self,
@@ -364,7 +403,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             return logits[:, 0]
         position = cache.new_tokens - fed.shape[1] + 1
         weights = pooling.weights_at(logits, cache.request, position)
-        pooled = logits[:, 0] if pooling.is_identity else pooling(logits, weights)
+        pooled = logits[:, 0] if pooling.is_identity else pooling(logits, weights, cache.request)
         if cache.recorder is not None:
             cache.recorder.offer(fed, logits, weights, pooled)
             pooled = pooled.clone()  # assisted decoding writes processed scores into what it gets
@@ -388,6 +427,22 @@ def _entries_by_model(
             _, entries = grouped.setdefault(id(model), (model, []))
             entries.append(Entry(request=b, stream=slot, inputs=images.encode(model, inputs)))
     return list(grouped.values())
+
+
+def _token_ids(tokens: Sequence[int] | Tensor, request: int) -> Tensor:
+    """One continuation as `[n]` int64."""
+    try:
+        ids = torch.as_tensor(tokens)
+    except (TypeError, ValueError) as error:
+        raise InferKitError(f"The continuation of request {request} is not token ids.") from error
+    if ids.dim() != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
+        if not ids.numel():
+            return ids.reshape(-1).long()
+        raise InferKitError(
+            f"The continuation of request {request} has shape {list(ids.shape)} and dtype "
+            f"{ids.dtype}; expected token ids [n]."
+        )
+    return ids.long()
 
 
 def _left_pad(

@@ -47,7 +47,10 @@ class StreamGroup(Protocol):
 
     @property
     def is_croppable(self) -> bool:
-        """Whether tokens can be taken back: not where a layer has recurrent state."""
+        """Whether tokens can be taken back: not where a layer has recurrent state.
+
+        Asked by transformers from 5.18 on, which knows it of its own caches.
+        """
         ...
 
     def step(self, ids: Tensor) -> Tensor:

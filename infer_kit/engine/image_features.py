@@ -148,10 +148,14 @@ class ImageMemory:
 
 def _encode(model: PreTrainedModel, vision: Mapping[str, Any]) -> Any:
     with torch.no_grad():
-        return model.get_image_features(
+        output = model.get_image_features(
             **{n: v.to(model.device) if isinstance(v, Tensor) else v for n, v in vision.items()},
             return_dict=True,
         )
+    for name in ("last_hidden_state", "hidden_states", "attentions"):
+        if getattr(output, name, None) is not None:
+            setattr(output, name, None)  # large, and the language model does not read them
+    return output
 
 
 def _split(output: Any, tokens_per_image: list[int]) -> list[EncodedImage]:

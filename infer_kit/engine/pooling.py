@@ -78,21 +78,25 @@ class Pooling:
                 f"[R, K] = {list(logits.shape[:2])} or [R, K, n] = {list(logits.shape[:3])}."
             )
         present = self.present.index_select(0, request)
-        weights = weights.masked_fill(~(present if weights.dim() == 2 else present[..., None]), 0.0)
+        weights = weights * (present if weights.dim() == 2 else present[..., None])
         if self.normalize:
             weights = weights / weights.sum(1, keepdim=True)
-        if not bool(weights.isfinite().all()):
-            raise InferKitError(
-                "The weight function returned weights that are not finite"
-                f"{' or sum to 0' if self.normalize else ''}."
-            )
-        if self.pool == "mixture" and bool((weights < 0).any()):
-            raise InferKitError(
-                "The weight function returned a negative weight; a mixture needs weights ≥ 0."
-            )
+        self._check_step(weights)
         return weights
 
-    def __call__(self, logits: Tensor, weights: Tensor) -> Tensor:
+    def _check_step(self, weights: Tensor) -> None:
+        """Refuse what a weight function may not return; one read by the host."""
+        wrong = ~weights.isfinite().all(1) | (weights == 0).all(1)
+        if self.pool == "mixture":
+            wrong |= (weights < 0).any(1) | ((weights.sum(1) - 1).abs() > 1e-4)
+        if bool(wrong.any()):
+            rule = "≥ 0 and sum to 1 over the streams" if self.pool == "mixture" else "not all 0"
+            raise InferKitError(
+                f"The weight function returned {weights[wrong.nonzero()[0][0]].tolist()}; weights "
+                f"of a {self.pool if isinstance(self.pool, str) else 'pool'} are finite and {rule}."
+            )
+
+    def __call__(self, logits: Tensor, weights: Tensor, request: Tensor) -> Tensor:
         """Pooled scores at the scale of raw logits.
 
         What `generate` does next is not always shift invariant (a repetition penalty), so the
@@ -100,6 +104,7 @@ class Pooling:
 
         Args:
             logits: `[R, K, n, V]` float32. weights: `[R, K]` or `[R, K, n]`.
+            request: `[R]`, the request of each sequence.
 
         Returns:
             `[R, n, V]` float32.
@@ -110,13 +115,14 @@ class Pooling:
         logprobs = logits - log_z
         if callable(self.pool):
             pooled = self.pool(logprobs, weights)
-            expected = (logits.shape[0], *logits.shape[2:])
-            if tuple(pooled.shape) != expected:
+            expected = [logits.shape[0], *logits.shape[2:]]
+            found = list(pooled.shape) if isinstance(pooled, Tensor) else type(pooled).__name__
+            if found != expected:
                 raise InferKitError(
-                    f"The pool function returned a tensor of shape {tuple(pooled.shape)}; "
-                    f"expected [R, n, V] = {list(expected)}."
+                    f"The pool function returned {found}; expected a tensor [R, n, V] = {expected}."
                 )
-            return pooled + log_z.mean(1)
+            present = self.present.index_select(0, request)[..., None, None]
+            return pooled + (log_z * present).sum(1) / present.sum(1)
         w = weights if weights.dim() == 3 else weights[..., None]
         return mixture(logprobs, weights) + (w[..., None] * log_z).sum(1)
 

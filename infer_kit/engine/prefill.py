@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from infer_kit.engine.cache_name import CACHE, cache_of
+from infer_kit.errors import InferKitError
 
 # Prompts of equal length share one prefill while it stays below this many tokens: beyond that
 # the matrix products are large enough alone, and the activations need the memory.
@@ -85,7 +86,13 @@ def prefill(model: PreTrainedModel, entries: Sequence[Entry]) -> Prefilled:
     if "logits_to_keep" in parameters:
         kwargs["logits_to_keep"] = 1
     inputs = model.prepare_inputs_for_generation(ids, is_first_iteration=True, **kwargs)
-    outputs = model(**inputs, return_dict=True)
+    try:
+        outputs = model(**inputs, return_dict=True)
+    except ValueError as error:  # how models say that images and placeholders differ in number
+        requests = ", ".join(str(entry.request) for entry in entries)
+        raise InferKitError(
+            f"Request {requests}: {type(model).__name__} could not read the prompt: {error}"
+        ) from error
     logits, outputs.logits = outputs.logits[:, -1:], None
     position = inputs.get("position_ids")
     return Prefilled(

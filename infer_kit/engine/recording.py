@@ -93,45 +93,62 @@ def token_statistics(
     )
 
 
+@dataclass
+class _Pending:
+    """One step whose figures wait: what was fed `[R, n]`, and what came out."""
+
+    fed: Tensor
+    logits: Tensor
+    weights: Tensor
+    pooled: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "_Pending":
+        return _Pending(*(function(getattr(self, f.name)) for f in fields(self)))
+
+
 class Recorder:
     """Collects `TokenStatistics` during one `generate` call.
 
     The token drawn from a step is known only when the next step feeds it, so each step's logits
-    wait until then; one step is held at a time, never the whole answer's.
+    wait until then; they wait for up to `CHUNK` steps, because the figures of many steps together
+    cost little more than those of one.
     """
+
+    CHUNK = 16
 
     def __init__(self, pooling: Pooling) -> None:
         self.pooling = pooling
         self._history: list[TokenStatistics] = []
-        self._fed: Tensor | None = None
-        self._pending: tuple[Tensor, Tensor, Tensor] | None = None
+        self._pending: list[_Pending] = []
 
     def offer(self, fed: Tensor, logits: Tensor, weights: Tensor, pooled: Tensor) -> None:
         """A step was run: `fed` `[R, n]` went in, `pooled` `[R, n, V]` came out."""
-        self._settle(fed[:, 0])
-        self._fed = fed
-        self._pending = (logits, weights, pooled)
+        if len(self._pending) >= self.CHUNK:
+            self._settle(fed[:, 0])
+        if weights.dim() == 2:
+            weights = weights[..., None].expand(*weights.shape, fed.shape[1])
+        self._pending.append(_Pending(fed, logits, weights, pooled))
 
     def crop(self, tokens: int) -> None:
-        """The last `tokens` positions of the pending step were rejected drafts."""
-        if not tokens or self._pending is None or self._fed is None:
+        """The last `tokens` positions of the last step were rejected drafts."""
+        if not tokens or not self._pending:
             return
-        if tokens >= self._fed.shape[1]:
-            self._pending = self._fed = None
-            return
-        logits, weights, pooled = self._pending
-        if weights.dim() == 3:
-            weights = weights[..., :-tokens]
-        self._pending = (logits[:, :, :-tokens], weights, pooled[:, :-tokens])
-        self._fed = self._fed[:, :-tokens]
+        last = self._pending.pop()
+        keep = last.fed.shape[1] - tokens
+        if keep > 0:
+            self._pending.append(
+                _Pending(
+                    last.fed[:, :keep],
+                    last.logits[:, :, :keep],
+                    last.weights[..., :keep],
+                    last.pooled[:, :keep],
+                )
+            )
 
     def gather(self, index: Tensor) -> None:
         """Sequence i becomes a copy of the old sequence `index[i]`."""
         self._history = [part.map(lambda t: t.index_select(0, index)) for part in self._history]
-        if self._pending is not None and self._fed is not None:
-            logits, weights, pooled = (t.index_select(0, index) for t in self._pending)
-            self._pending = (logits, weights, pooled)
-            self._fed = self._fed.index_select(0, index)
+        self._pending = [step.map(lambda t: t.index_select(0, index)) for step in self._pending]
 
     def finish(self, last: Tensor) -> TokenStatistics:
         """The figures of all tokens; `last` `[R]` is the final one, which was never fed."""
@@ -139,11 +156,22 @@ class Recorder:
         return TokenStatistics.concatenate(self._history)
 
     def _settle(self, following: Tensor) -> None:
-        if self._pending is None or self._fed is None:
+        """Figures of all pending steps; `following` `[R]` is the token after the last of them."""
+        if not self._pending:
             return
-        chosen = torch.cat([self._fed[:, 1:], following[:, None]], dim=1)
-        self._history.append(token_statistics(self.pooling, *self._pending, chosen))
-        self._pending = None
+        steps = self._pending
+        fed = torch.cat([step.fed for step in steps], dim=1)
+        chosen = torch.cat([fed[:, 1:], following[:, None]], dim=1)
+        self._history.append(
+            token_statistics(
+                self.pooling,
+                torch.cat([step.logits for step in steps], dim=2),
+                torch.cat([step.weights for step in steps], dim=2),
+                torch.cat([step.pooled for step in steps], dim=1),
+                chosen,
+            )
+        )
+        self._pending = []
 
 
 def _decisive(pooling: Pooling, logprobs: Tensor, weights: Tensor, pooled: Tensor) -> Tensor:
@@ -168,7 +196,8 @@ def _jensen_shannon(logprobs: Tensor, present: Tensor) -> Tensor:
     """Mean KL of the present streams from their mean distribution, `[R, n]`."""
     share = present / present.sum(1, keepdim=True)  # [R, K, n]
     probs = logprobs.exp()
-    mean = (share[..., None] * probs).sum(1)
+    mean = torch.einsum("rkn,rknv->rnv", share, probs)
     entropy_of_mean = -torch.special.xlogy(mean, mean).sum(-1)
-    entropies = -torch.special.xlogy(probs, probs).sum(-1)
+    finite = logprobs.clamp_min(torch.finfo(logprobs.dtype).min)  # 0 · −inf is NaN
+    entropies = -torch.einsum("rknv,rknv->rkn", probs, finite)
     return (entropy_of_mean - (share * entropies).sum(1)).clamp_min(0.0)

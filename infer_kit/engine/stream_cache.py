@@ -49,7 +49,7 @@ class StreamCache(Cache):
         recorder: collects each stream's part in each token, if asked for.
         """
         super().__init__(layers=[])
-        self.pooling = pooling.on(device)
+        self.pooling = pooling
         self.recorder = recorder
         self.seen = 0
         self._entries = entries

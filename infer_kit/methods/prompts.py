@@ -9,7 +9,7 @@ from infer_kit.errors import InferKitError
 class Prompts:
     """The three prompts of rationale-enhanced decoding.
 
-    `{question}` stands for the text of the user's last turn and must be in all three;
+    `{question}` stands for the text of the user's last turn and must be in all three, once;
     `{rationale}` must be in `rationale_context`, and only there. Everything else is taken
     literally, other braces too.
 
@@ -33,17 +33,26 @@ class Prompts:
     def __post_init__(self) -> None:
         for name in ("rationale_request", "image_context", "rationale_context"):
             text = getattr(self, name)
-            if "{question}" not in text:
-                raise InferKitError(f"Prompts.{name} lacks the field {{question}}: {text!r}.")
+            if not isinstance(text, str) or text.count("{question}") != 1:
+                raise InferKitError(
+                    f"Prompts.{name} must have the field {{question}} once: {text!r}."
+                )
             if ("{rationale}" in text) != (name == "rationale_context"):
                 verb = "lacks" if name == "rationale_context" else "must not have"
                 raise InferKitError(f"Prompts.{name} {verb} the field {{rationale}}: {text!r}.")
 
+    def around(self, name: str, rationale: str = "") -> tuple[str, str]:
+        """What stands before and after the question in the prompt `name`.
+
+        Braces in the rationale stay as they are.
+        """
+        head, tail = getattr(self, name).split("{question}")
+        return head.replace("{rationale}", rationale), tail.replace("{rationale}", rationale)
+
     def fill(self, name: str, question: str, rationale: str = "") -> str:
-        """The prompt `name` with its fields filled; braces inside the values stay as they are."""
-        head, *tail = getattr(self, name).split("{question}")
-        filled = [part.replace("{rationale}", rationale) for part in (head, *tail)]
-        return question.join(filled)
+        """The prompt `name` with its fields filled."""
+        head, tail = self.around(name, rationale)
+        return head + question + tail
 
 
 COT = Prompts(

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from infer_kit.backends import Answers, Backend, backend_for
-from infer_kit.chats import Chat, as_chats, question_of, with_question
-from infer_kit.errors import InferKitError
+from infer_kit.chats import Chat, as_chats, question_of, with_prompt
+from infer_kit.errors import InferKitError, PromptTooLong
 from infer_kit.methods.prompts import KINDS, Prompts
 from infer_kit.pool import Step, solve_kl_budget
 from infer_kit.streams import Group, Stream
@@ -44,8 +44,8 @@ class REDOutput:
 
     text: Any
     rationale: Any
-    trace: Any
-    sequences: Any
+    trace: Any = field(repr=False)
+    sequences: Any = field(repr=False)
     engines: tuple[str, ...]
     output: Any = field(repr=False)
 
@@ -82,6 +82,7 @@ class RED:
         rationale_generation: dict[str, Any] | None = None,
         trace: bool = True,
         chat_template: str | None = None,
+        mode: str = "auto",
     ) -> None:
         """Args:
         model: a transformers vision-language model (or a language model, for text alone).
@@ -98,6 +99,7 @@ class RED:
             greedy, at most 1024 tokens (the paper's), or what the model's context has room for.
         trace: record each stream's part in each token.
         chat_template: a Jinja template, where the processor has none.
+        mode: how the streams run, see `CoupledLM`: "auto", "fused" or "serial".
 
         Raises:
             InferKitError: weights are not finite, both a weight and a budget are given, the kind
@@ -107,23 +109,27 @@ class RED:
             raise InferKitError(
                 f"weight={weight} and kl_budget={kl_budget} both set λ; give one of them."
             )
-        if kl_budget is not None and not (math.isfinite(kl_budget) and kl_budget > 0):
-            raise InferKitError(f"kl_budget is in nats a token and positive, got {kl_budget}.")
+        if kl_budget is not None and not (_is_number(kl_budget) and kl_budget > 0):
+            raise InferKitError(f"kl_budget is in nats a token and positive, got {kl_budget!r}.")
         if kl_budget is not None and (normalize or image_weight != 1.0):
             raise InferKitError("kl_budget solves λ for image_weight=1 and normalize=False only.")
         if prompts is None:
             if kind not in KINDS:
                 raise InferKitError(f"Unknown kind {kind!r}: use one of {sorted(KINDS)}.")
             prompts = KINDS[kind]
+        if not isinstance(prompts, Prompts):
+            raise InferKitError(f"prompts is a {type(prompts).__name__}; expected `Prompts`.")
         self.weight = 0.5 if weight is None else weight
         self.image_weight = image_weight
-        self._weights(1, None)  # raises for weights that are not finite
-        self.prompts = prompts
         self.normalize = normalize
         self.kl_budget = kl_budget
+        self.prompts = prompts
         self.trace = trace
+        self._weights(1, None)  # raises for weights that cannot be
         self._rationale_generation = {"do_sample": False} | (rationale_generation or {})
-        self.backend: Backend = backend_for(model, processor, chat_template)
+        if self._rationale_generation.get("num_return_sequences", 1) != 1:
+            raise InferKitError("Each question has one rationale: num_return_sequences must be 1.")
+        self.backend: Backend = backend_for(model, processor, chat_template, mode)
         self.backend.check(**self._rationale_generation)
 
     def generate(
@@ -177,7 +183,7 @@ class RED:
         Returns:
             Kind to `REDOutput`.
         """
-        chats, single = as_chats(messages)
+        chats, _ = as_chats(messages)
         unknown = [kind for kind in kinds if kind not in INTERVENTIONS]
         if unknown:
             raise InferKitError(f"Unknown interventions {unknown}: use {list(INTERVENTIONS)}.")
@@ -185,16 +191,17 @@ class RED:
             raise InferKitError("Shuffling rationales needs at least two chats, got 1.")
         if ("given" in kinds) != (given is not None):
             raise InferKitError("The intervention 'given' and the argument given= go together.")
+        texts: dict[str, Any] = {
+            "given": self._given(given, len(chats)),
+            "empty": [""] * len(chats),
+        }
         self.backend.check(len(chats), **generate_kwargs)
         for b, chat in enumerate(chats):
             question_of(chat, b)
         memory = self.backend.new_memory()
-        texts: dict[str, Any] = {"given": given, "empty": [""] * len(chats)}
         if {"own", "shuffled"} & set(kinds):
             own = self._rationales(chats, range(len(chats)), memory)
             texts |= {"own": own, "shuffled": [*own[1:], own[0]]}
-        if single:
-            texts = {k: v[0] if isinstance(v, list) else v for k, v in texts.items()}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rationale.* empty.*")
             return {
@@ -213,14 +220,15 @@ class RED:
         return Group(tuple(streams))
 
     def _image_stream(self, chat: Chat, request: int) -> Stream:
-        text = self.prompts.fill("image_context", question_of(chat, request))
-        context = self.backend.render(with_question(chat, text), request)
-        return Stream(context, self.image_weight, "image")
+        question_of(chat, request)  # raises where there is none
+        shown = with_prompt(chat, *self.prompts.around("image_context"))
+        return Stream(self.backend.render(shown, request), self.image_weight, "image")
 
     def _rationale_stream(self, chat: Chat, rationale: str, weight: float, request: int) -> Stream:
-        text = self.prompts.fill("rationale_context", question_of(chat, request), rationale)
-        context = self.backend.render(with_question(chat, text, images=False), request)
-        return Stream(context, weight, "rationale")
+        question_of(chat, request)
+        around = self.prompts.around("rationale_context", rationale)
+        shown = with_prompt(chat, *around, images=False)
+        return Stream(self.backend.render(shown, request), weight, "rationale")
 
     def _run(
         self, messages: Any, rationale: Any, weight: Any, memory: Any, kwargs: dict[str, Any]
@@ -256,24 +264,30 @@ class RED:
         """Step 1 for each chat; `requests` are their numbers in messages to the user."""
         if not chats:
             return []
-        groups = []
+        groups, rooms = [], []
         for b, chat in zip(requests, chats, strict=True):
-            text = self.prompts.fill("rationale_request", question_of(chat, b))
-            context = self.backend.render(with_question(chat, text), b)
+            question_of(chat, b)
+            request = with_prompt(chat, *self.prompts.around("rationale_request"))
+            context = self.backend.render(request, b)
             groups.append(Group((Stream(context, 1.0, "image"),)))
-        settings = dict(self._rationale_generation)
-        if not {"max_new_tokens", "max_length", "generation_config"} & settings.keys():
-            rooms = [self.backend.room(group.streams[0].context) for group in groups]
-            settings["max_new_tokens"] = min(
-                [_RATIONALE_TOKENS, *(room for room in rooms if room is not None)]
-            )
-        answers = self.backend.generate(groups, memory=memory, **settings)
+            room = self.backend.room(context)
+            if room == 0:
+                raise PromptTooLong(
+                    f"Prompt {b}: the rationale request fills the model's context; there is no "
+                    "room for a rationale."
+                )
+            rooms.append(_RATIONALE_TOKENS if room is None else min(room, _RATIONALE_TOKENS))
+        settings = self._rationale_generation
+        own_limit = {"max_new_tokens", "max_length", "generation_config"} & settings.keys()
+        answers = self.backend.generate(
+            groups, memory=memory, limits=None if own_limit else rooms, **settings
+        )
         texts = []
-        for b, text, finished in zip(requests, answers.texts, answers.finished, strict=True):
+        for b, text, ended in zip(requests, answers.texts, answers.ended, strict=True):
             text = self.backend.clean(text).strip()
             if not text:
                 warnings.warn(f"The rationale of prompt {b} is empty.", stacklevel=4)
-            elif not finished:
+            elif not ended and "stop_strings" not in settings:
                 warnings.warn(
                     f"The rationale of prompt {b} was cut at the length limit. Raise it with "
                     "rationale_generation={'max_new_tokens': ...}.",
@@ -285,7 +299,13 @@ class RED:
     def _given(self, rationale: Any, chats: int) -> list[str] | None:
         if rationale is None:
             return None
-        texts = [rationale] if isinstance(rationale, str) else list(rationale)
+        if isinstance(rationale, str):
+            rationale = [rationale]
+        if not isinstance(rationale, Sequence):
+            raise InferKitError(
+                f"rationale is a {type(rationale).__name__}; expected a text, or one for each chat."
+            )
+        texts = list(rationale)
         if len(texts) != chats:
             raise InferKitError(
                 f"RED needs a rationale for every row: got {len(texts)} rationales for {chats} "
@@ -314,31 +334,39 @@ class RED:
         if weight is not None and self.kl_budget is not None:
             raise InferKitError("kl_budget sets λ; a weight cannot be given as well.")
         value: Any = self.weight if weight is None else weight
-        if isinstance(value, Real):
-            weights = [float(value)] * chats
-        else:
-            weights = [float(w) for w in value]
+        if isinstance(value, Tensor):
+            value = value.tolist()
+        weights = [value] * chats if _is_number(value) or isinstance(value, str) else value
+        if not isinstance(weights, Sequence) or not all(_is_number(w) for w in weights):
+            raise InferKitError(
+                f"Weights must be finite numbers, got weight={value!r}.",
+                hint="The rationale alone is image_weight=0, weight=1.",
+            )
+        if not _is_number(self.image_weight):
+            raise InferKitError(
+                f"Weights must be finite numbers, got image_weight={self.image_weight!r}."
+            )
         if len(weights) != chats:
             raise InferKitError(
                 f"RED needs one weight, or one for every row: got {len(weights)} weights for "
                 f"{chats} prompts."
             )
         for b, w in enumerate(weights):
-            if not math.isfinite(w) or not math.isfinite(self.image_weight):
-                raise InferKitError(
-                    f"Weights must be finite, got weight={w}, image_weight={self.image_weight} "
-                    f"for prompt {b}.",
-                    hint="The rationale alone is image_weight=0, weight=1.",
-                )
             if w == 0 and self.image_weight == 0:
                 raise InferKitError(f"Both weights of prompt {b} are 0: no stream would be run.")
-        return weights
+            if self.normalize and abs(w + self.image_weight) < 1e-12:
+                raise InferKitError(f"The weights of prompt {b} sum to 0: cannot be normalised.")
+        return [float(w) for w in weights]
 
     def _budget_weights(self, step: Step) -> Tensor:
         """Weights (1, λ) with λ solved at each position for the KL budget."""
         assert self.kl_budget is not None
         solved = solve_kl_budget(step.logprobs[:, 0], step.logprobs[:, 1], self.kl_budget)
         return torch.stack([torch.ones_like(solved), solved], dim=1)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def _output(answers: Answers, rationales: list[str | None], single: bool) -> REDOutput:

@@ -75,11 +75,8 @@ def test_generate_shows_the_rationale_as_it_is(
     class Scripted:
         def __init__(self, *args: object, **kwargs: object) -> None: ...
 
-        def rationales(self, chats: list) -> list[str]:
-            return [written for _ in chats]
-
-        def generate(self, messages: list, rationale: str, **kwargs: object) -> None:
-            assert rationale == written
+        def generate(self, messages: list, **kwargs: object) -> SimpleNamespace:
+            return SimpleNamespace(rationale=written)
 
     module = importlib.import_module("infer_kit.cli.generate")
     processor = SimpleNamespace(tokenizer=None)

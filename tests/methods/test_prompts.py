@@ -25,7 +25,11 @@ def test_other_braces_of_a_template_are_literal() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rationale_request": "explain"}, "rationale_request lacks the field {question}"),
+        ({"rationale_request": "explain"}, "rationale_request must have the field {question} once"),
+        (
+            {"rationale_request": "{question} {question}"},
+            "rationale_request must have the field {question} once",
+        ),
         (
             {"rationale_request": "{question}", "rationale_context": "{question}"},
             "rationale_context lacks the field {rationale}",

@@ -12,9 +12,9 @@ from transformers import TextIteratorStreamer
 from infer_kit.methods.prompts import Prompts
 from infer_kit.methods.red import RED
 from infer_kit.pool import kl_divergence
+from infer_kit.testing import extended_row
 from tests.methods.conftest import SHORT, chat, picture
 from tests.tiny import reference_logits
-from tests.tiny.reference import extended_row
 
 Make = Callable[..., RED]
 QUESTION = chat("what is it?", picture(0))
@@ -29,7 +29,7 @@ shares_features = pytest.mark.skipif(
 
 def _reference(model, row, ids):
     """`reference_logits` without its rounding to float32."""
-    grown = extended_row(model, row, ids)
+    grown = extended_row(model, row, ids[0])
     return model(**grown, use_cache=False).logits[0, row["input_ids"].shape[1] - 1 :].detach()
 
 

@@ -27,8 +27,8 @@ def nothing_runs(model_calls: list[int]):
     ("options", "message"),
     [
         ({"weight": 0.5, "kl_budget": 0.1}, "both set λ"),
-        ({"weight": math.nan}, "Weights must be finite, got weight=nan"),
-        ({"weight": math.inf}, "Weights must be finite, got weight=inf"),
+        ({"weight": math.nan}, "Weights must be finite numbers, got weight=nan"),
+        ({"weight": math.inf}, "Weights must be finite numbers, got weight=inf"),
         ({"image_weight": 0.0, "weight": 0.0}, "Both weights of prompt 0 are 0"),
         ({"kl_budget": -1.0}, "positive, got -1.0"),
         ({"kl_budget": 0.1, "normalize": True}, "image_weight=1 and normalize=False only"),
@@ -50,7 +50,7 @@ def test_constructor(red: Make, options: dict, message: str) -> None:
             "RED needs a rationale for every row: got 3 rationales for 4 prompts.",
         ),
         ([QUESTION] * 2, {"weight": [1.0]}, "got 1 weights for 2 prompts"),
-        ([QUESTION] * 2, {"weight": [1.0, math.nan]}, "for prompt 1"),
+        ([QUESTION] * 2, {"weight": [1.0, math.nan]}, "Weights must be finite numbers"),
         ([QUESTION], {"rationale": [3]}, "rationale of prompt 0 is a int"),
         (
             [QUESTION, chat("", picture(0))],
