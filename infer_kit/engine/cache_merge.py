@@ -5,7 +5,7 @@ into one batch for decoding: cheaper than a padded prefill for long and short pr
 free of what padding does to a prefill (fully masked query rows).
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import torch
 from torch import Tensor
@@ -24,19 +24,25 @@ _MERGEABLE = {
     "DummyLayer",
 }
 
+_STATES = ("conv_states", "recurrent_states")
 
-def check_mergeable(cache: Cache, length: int) -> None:
+
+def check_mergeable(cache: Cache, length: int, cross_attention: Container[int] = ()) -> None:
     """Raise `NotMergeable` unless every layer of a freshly prefilled cache can be merged.
 
     Args:
         cache: the cache after one unpadded prefill.
         length: tokens that were prefilled.
+        cross_attention: indices of layers that hold the image, not the tokens. By their length
+            alone they could pass for others, where prompt and image are equally long.
     """
     for index, layer in enumerate(cache.layers):
         name = type(layer).__name__
         if name not in _MERGEABLE or getattr(cache_utils, name, None) is not type(layer):
             raise NotMergeable(f"Cache layer {index} is a {name}, which cannot be merged.")
-        if has_keys(layer) and layer.keys.shape[-2] != _width(layer, length):
+        if has_keys(layer) and (
+            index in cross_attention or layer.keys.shape[-2] != _width(layer, length)
+        ):
             raise NotMergeable(
                 f"Cache layer {index} holds {layer.keys.shape[-2]} states for a prompt of {length} "
                 "tokens (cross-attention), so rows with different images cannot share a batch."
@@ -66,12 +72,14 @@ def merge_caches(caches: Sequence[Cache], lengths: Sequence[int]) -> Cache:
     if len(caches) == 1:
         return merged
     total = max(lengths)
-    for index, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
-        if len({type(layer) for layer in layers}) > 1:
-            raise NotMergeable(f"Cache layer {index} differs in type between the prompts.")
+    rows = list(zip(*(cache.layers for cache in caches), strict=True))
+    for index, layers in enumerate(rows):  # all of them first: a serial group may yet need them
+        _check_alike(layers, index)
+    for layers in rows:
         if hasattr(layers[0], "conv_states"):
-            _merge_states(layers, index)
-        _merge_keys(layers, index, total)
+            _merge_states(layers)
+        if has_keys(layers[0]):
+            _merge_keys(layers, total)
     return merged
 
 
@@ -87,26 +95,30 @@ def _width(layer: object, length: int) -> int:
     return length if window is None else min(length, window - 1)
 
 
-def _merge_states(layers: Sequence, index: int) -> None:
+def _check_alike(layers: Sequence, index: int) -> None:
+    """Raise `NotMergeable` where the same layer of several prompts differs in kind or shape."""
+    if len({type(layer) for layer in layers}) > 1:
+        raise NotMergeable(f"Cache layer {index} differs in type between the prompts.")
+    if len({has_keys(layer) for layer in layers}) > 1:
+        raise NotMergeable(f"Cache layer {index} holds states for some prompts only.")
+    for name in _STATES:
+        for key in getattr(layers[0], name, ()):
+            states = [getattr(layer, name)[key] for layer in layers]
+            if len({None if state is None else state.shape[1:] for state in states}) > 1:
+                raise NotMergeable(f"Cache layer {index}: {name} differ between the prompts.")
+
+
+def _merge_states(layers: Sequence) -> None:
     """Concatenate the fixed-size states of linear attention along the batch."""
-    for name in ("conv_states", "recurrent_states"):
+    for name in _STATES:
         merged: dict[int, Tensor | None] = getattr(layers[0], name)
         for key in merged:
-            states = [getattr(layer, name)[key] for layer in layers]
-            if all(state is None for state in states):
-                continue
-            if any(state is None for state in states) or len({s.shape[1:] for s in states}) > 1:
-                raise NotMergeable(f"Cache layer {index}: {name} differ between the prompts.")
-            merged[key] = torch.cat(states)
+            if merged[key] is not None:
+                merged[key] = torch.cat([getattr(layer, name)[key] for layer in layers])
 
 
-def _merge_keys(layers: Sequence, index: int, total: int) -> None:
+def _merge_keys(layers: Sequence, total: int) -> None:
     """Left-pad keys and values to a common width and concatenate them along the batch."""
-    present = [has_keys(layer) for layer in layers]
-    if not any(present):
-        return
-    if not all(present):
-        raise NotMergeable(f"Cache layer {index} holds states for some prompts only.")
     width = _width(layers[0], total)
     for name in ("keys", "values"):
         setattr(layers[0], name, _left_padded([getattr(layer, name) for layer in layers], width))

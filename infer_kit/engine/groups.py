@@ -16,7 +16,13 @@ from transformers.cache_utils import Cache
 
 from infer_kit.engine.cache_merge import check_mergeable, has_keys, merge_caches
 from infer_kit.engine.cache_name import CACHE
-from infer_kit.engine.prefill import Entry, Prefilled, equal_length_batches, prefill
+from infer_kit.engine.prefill import (
+    Entry,
+    Prefilled,
+    cross_attention_layers,
+    equal_length_batches,
+    prefill,
+)
 from infer_kit.errors import NotMergeable
 
 # Inputs that describe the tokens, with their token axis; the others describe the images, which
@@ -84,12 +90,12 @@ def build_group(
     """
     if mode == "serial":
         return SerialGroup(model, [prefill(model, [entry]) for entry in entries])
-    prefilled = [prefill(model, entries[:1])]
+    prefilled: list[Prefilled] = []
+    cross_attention = cross_attention_layers(model)
     try:
-        check_mergeable(prefilled[0].cache, prefilled[0].entries[0].length)
-        for batch in equal_length_batches(entries[1:]):
+        for batch in [entries[:1], *equal_length_batches(entries[1:])]:
             prefilled.append(prefill(model, batch))
-            check_mergeable(prefilled[-1].cache, batch[0].length)
+            check_mergeable(prefilled[-1].cache, batch[0].length, cross_attention)
         return FusedGroup(model, prefilled, requests)
     except NotMergeable as error:
         if mode == "fused":
@@ -279,10 +285,10 @@ class _SerialState:
             self.kwargs[key] = value.index_select(batch_axis, rows)
 
     def crop(self, tokens: int) -> None:
-        length = self.ids.shape[1]
-        for layer in self.cache.layers:
-            if not hasattr(layer, "get_seq_length") or layer.get_seq_length() == length:
-                layer.crop(-tokens)  # cross-attention layers hold the image, not the tokens
+        cross_attention = cross_attention_layers(self.model)
+        for index, layer in enumerate(self.cache.layers):
+            if index not in cross_attention:
+                layer.crop(-tokens)
         if not tokens:
             return
         self.ids = self.ids[:, :-tokens]

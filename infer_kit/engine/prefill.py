@@ -66,6 +66,12 @@ def forward_parameters(model: PreTrainedModel) -> set[str]:
     return set(inspect.signature(model.forward).parameters)
 
 
+def cross_attention_layers(model: PreTrainedModel) -> frozenset[int]:
+    """Indices of the layers whose cache holds the image, not the tokens (Mllama)."""
+    config = model.config.get_text_config(decoder=True)
+    return frozenset(getattr(config, "cross_attention_layers", None) or ())
+
+
 def prefill(model: PreTrainedModel, entries: Sequence[Entry]) -> Prefilled:
     """Run the prompts of `entries`, all of one length, without padding and without a mask.
 
