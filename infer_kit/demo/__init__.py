@@ -12,9 +12,12 @@ of them. `model/README.md` is its card.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infer_kit.methods.prompts import Prompts
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MODEL_DIR: Path = Path(__file__).parent / "model"
 """The folder with the model's files."""
@@ -30,10 +33,21 @@ PROMPTS = Prompts(
 def load(folder: str | Path = MODEL_DIR) -> tuple[Any, Any]:
     """The tiny model (float32, evaluation mode) and its processor."""
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
+    from infer_kit.processors import load_processor
+
+    processor = load_processor(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    return model.eval(), AutoProcessor.from_pretrained(folder)
+    return model.eval(), processor
 
 
-__all__ = ["MODEL_DIR", "PROMPTS", "load"]
+def example(seed: int = 0) -> tuple[Image, str]:
+    """A held-out picture and a question about it that needs a rationale."""
+    from infer_kit.demo.scenes import held_out
+
+    record = held_out(1, seed)[0]
+    return record.picture, record.question
+
+
+__all__ = ["MODEL_DIR", "PROMPTS", "example", "load"]

@@ -6,7 +6,7 @@ Compared on held-out questions, half of each kind, all greedy:
 * chain of thought: image, own rationale and question in one turn;
 * rationale only: own rationale and question, no image;
 * RED at several weights: the product of "direct" and "rationale only", per token;
-* RED, chain of thought and rationale only with the next question's rationale, which should hurt,
+* RED, chain of thought and rationale only with another question's rationale, which should hurt,
   with an empty one, and with a true one, for diagnosis.
 """
 
@@ -24,22 +24,12 @@ from torch import Tensor
 from infer_kit.demo import MODEL_DIR, PROMPTS, load, scenes
 from infer_kit.demo.decode import Turn, confidence, greedy_product, pixels_of, write_rationales
 from infer_kit.demo.scenes import Record
+from infer_kit.demo.ways import accuracy, stranger_rationales
 
 WEIGHT = 1.0
 """The weight of the rationale stream, one for both kinds."""
 
 WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0)
-
-
-def accuracy(records: Sequence[Record], answers: Sequence[str]) -> dict[str, float]:
-    """The share of right answers, of each kind and over all records."""
-    right = [record.answer == answer for record, answer in zip(records, answers, strict=True)]
-    shares = {"all": sum(right) / len(right)}
-    for kind in scenes.KINDS:
-        of_kind = [hit for record, hit in zip(records, right, strict=True) if record.kind == kind]
-        if of_kind:
-            shares[kind] = sum(of_kind) / len(of_kind)
-    return shares
 
 
 def contexts(
@@ -72,7 +62,7 @@ def answers_of(
     for weight in WEIGHTS:
         answers[f"RED {weight:g}"] = answer([image, text], [1.0, weight])
     others = {
-        "next": [*own[1:], own[0]],
+        "another's": stranger_rationales(records, own),
         "no": [""] * len(records),
         "true": [record.rationale for record in records],
     }

@@ -1,5 +1,6 @@
 """The shipped model: its files, its language, and that it does what its card says."""
 
+import json
 import random
 
 import pytest
@@ -119,7 +120,7 @@ def test_the_two_contexts_are_complementary(answers):
     assert red["background"] >= 0.9
     assert red["all"] >= share["direct"]["all"] + 0.1
     assert red["all"] >= share["rationale only"]["all"] + 0.1
-    assert red["all"] >= share[f"RED {evaluate.WEIGHT:g}, next rationale"]["all"] + 0.1
+    assert red["all"] >= share[f"RED {evaluate.WEIGHT:g}, another's rationale"]["all"] + 0.1
 
 
 def test_the_model_writes_true_rationales(answers):
@@ -146,3 +147,11 @@ def test_each_context_knows_what_it_does_not_know(shipped, answers):
     assert top["rationale only"]["walk"] > 0.8
     assert top["direct"]["walk"] < 0.7
     assert top["direct"]["background"] > 0.9
+
+
+def test_the_command_prints_table_and_json(capsys):
+    evaluate.main(["--n", "8", "--seed", "2", "--json"])
+    printed = capsys.readouterr().out
+    assert "8 held-out questions, seed 2" in printed
+    last = json.loads(printed.splitlines()[-1])
+    assert last["accuracy"]["RED 1"].keys() == {"all", "walk", "background"}

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from infer_kit.engine.cache_name import cache_of
 from infer_kit.engine.coupled_lm import CoupledLM
-from infer_kit.engine.image_features import ImageMemory
 from infer_kit.engine.stream_cache import StreamCache
 from tests.engine.reference import Pool, ReferenceLM, Row, StepWeights, Table
 from tests.tiny import available, shared_text_model
@@ -118,14 +117,13 @@ def assert_engine(output: Any, engine: str) -> None:
     assert set(cache_of(output).engines) == {engine}
 
 
-def state_of(lm: CoupledLM, rows: Rows, sequences: int = 0) -> StreamCache:
-    """The state of a call with weights 1, prefilled for so many sequences, or empty."""
-    weights = [1.0] * len(lm._models_of(rows))
-    cache, _, _ = lm._prepare(rows, weights, {}, ImageMemory(), record=False)
-    if sequences:
-        with torch.no_grad():
-            cache.prefill(sequences)
-    return cache
+def state_of(lm: CoupledLM, rows: Rows, sequences: int) -> StreamCache:
+    """The state of a call with weights 1 after its prefill, for so many sequences in all."""
+    out = lm.generate(
+        rows, [1.0] * len(lm._models_of(rows)), max_new_tokens=1, do_sample=True,
+        num_return_sequences=sequences // len(rows), return_dict_in_generate=True,
+    )  # fmt: skip
+    return cache_of(out)
 
 
 class Crops:

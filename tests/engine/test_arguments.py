@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +21,7 @@ from transformers import (
 
 from infer_kit.engine.cache_name import CACHE
 from infer_kit.engine.coupled_lm import CoupledLM
-from infer_kit.errors import InferKitError, PromptTooLong, UnsupportedArgument
+from infer_kit.errors import InferKitError, UnsupportedArgument
 from tests.engine.cases import (
     BEAMS,
     GREEDY,
@@ -32,33 +31,13 @@ from tests.engine.cases import (
     text_row,
     text_rows,
 )
-from tests.tiny import shared_lvlm, shared_text_model, text_model
+from tests.tiny import text_model
 from tests.tiny.tokenizers import tiny_tokenizer
 from tests.tiny.weights import build
 
-COMMITTED = torch.ones(1, 3, dtype=torch.long)
+pytestmark = pytest.mark.usefixtures("nothing_runs")
 
-
-@pytest.fixture(autouse=True)
-def nothing_runs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No forward pass of the shared models, unless the test is marked `runs`."""
-    calls: list[int] = []
-    models = [shared_text_model("llama"), shared_lvlm("llava").model]
-    handles = [m.register_forward_pre_hook(lambda *_: calls.append(1)) for m in models]
-    yield
-    for handle in handles:
-        handle.remove()
-    assert bool(calls) == ("may_run" in request.fixturenames), f"{len(calls)} forward passes"
-
-
-@pytest.fixture
-def may_run() -> None:
-    """Asked for by tests in which something is generated."""
-
-
-@pytest.fixture
-def lm() -> CoupledLM:
-    return CoupledLM([model_of("llama")] * 2)
+IDS = torch.ones(1, 3, dtype=torch.long)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -66,18 +45,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prefill_chunk_size": 8}, "prefill_chunk_size=8 cannot work here: .* prefilled whole"),
     ({"guidance_scale": 1.5}, "guidance_scale=1.5 cannot work here: .* stream of weight 1 - guid"),
     (
-        {"negative_prompt_ids": COMMITTED},
+        {"negative_prompt_ids": IDS},
         r"negative_prompt_ids=<tensor \[1, 3\]> cannot work here: make the negative prompt a",
     ),
-    ({"negative_prompt_attention_mask": COMMITTED}, "negative_prompt_attention_mask=.* cannot"),
+    ({"negative_prompt_attention_mask": IDS}, "negative_prompt_attention_mask=.* cannot"),
     ({"cache_implementation": "static"}, "cache_implementation='static' cannot work here: every"),
     ({"custom_generate": "x/y"}, "custom_generate='x/y' cannot work here: it would decode one"),
     ({"token_healing": True}, "token_healing=True cannot work here: it rewrites one"),
-    ({"inputs_embeds": COMMITTED}, r"inputs_embeds=<tensor \[1, 3\]> cannot work here: rows hold"),
-    ({"inputs": COMMITTED}, r"inputs=.* cannot work here: prompts go in rows\[b\]\[k\]"),
-    ({"input_ids": COMMITTED}, r"input_ids=.* cannot work here: prompts go in rows\[b\]\[k\]"),
-    ({"attention_mask": COMMITTED}, "attention_mask=.* cannot work .* one by one and unpadded"),
-    ({"position_ids": COMMITTED}, "position_ids=.* cannot work here: positions are computed"),
+    ({"inputs_embeds": IDS}, r"inputs_embeds=<tensor \[1, 3\]> cannot work here: rows hold"),
+    ({"inputs": IDS}, r"inputs=.* cannot work here: prompts go in rows\[b\]\[k\]"),
+    ({"input_ids": IDS}, r"input_ids=.* cannot work here: prompts go in rows\[b\]\[k\]"),
+    ({"attention_mask": IDS}, "attention_mask=.* cannot work .* one by one and unpadded"),
+    ({"position_ids": IDS}, "position_ids=.* cannot work here: positions are computed"),
     (
         {"past_key_values": object()},
         r"past_key_values=.* rows start a new state; .* generate\(None",
@@ -95,7 +74,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         r"force_words_ids=\[\[5\]\] cannot work here: tra",
     ),
     ({"max_tokens": 3}, "Unknown keyword 'max_tokens'"),
-    ({"pixel_values": COMMITTED}, "Unknown keyword 'pixel_values'"),
+    ({"pixel_values": IDS}, "Unknown keyword 'pixel_values'"),
     ({"trust_remote_code": True}, "Unknown keyword 'trust_remote_code'"),
     ({"_from_model_config": True}, "Unknown keyword '_from_model_config'"),
     ({"trace": True}, "trace=True needs return_dict_in_generate=True"),
@@ -104,6 +83,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "prompt_lookup_num_tokens works for one request at a time, g",
     ),
     ({"assistant_model": 1}, "assistant_model works for one request at a time, got 2"),
+    ({"stop_strings": ["x"]}, "stop_strings needs the tokenizer"),
+    ({"do_sample": True, "temperature": 0.0}, "temperature"),
+    ({"num_return_sequences": 2}, "num_return_sequences"),  # greedy search writes one
+    (
+        {"do_sample": True, "streamer": TextStreamer(tiny_tokenizer())},
+        "TextStreamer shows one answer at a time, got 2",
+    ),
     (
         {"num_beams": 3, "streamer": TextStreamer(tiny_tokenizer())},
         r"A streamer cannot show beam search \(num_beams=3\)",
@@ -151,108 +137,25 @@ def test_drafts_with_beams_or_recurrent_state(lm: CoupledLM) -> None:
         recurrent.generate(text_rows(1, 2), prompt_lookup_num_tokens=3)
 
 
+def test_drafts_for_several_answers(lm: CoupledLM) -> None:
+    with pytest.raises(UnsupportedArgument, match="works for one request at a time, got 3"):
+        lm.generate(text_rows(1, 2), prompt_lookup_num_tokens=3, do_sample=True,
+                    num_return_sequences=3)  # fmt: skip
+
+
+def test_a_model_put_back_to_training_is_refused() -> None:
+    model = text_model("llama")
+    lm = CoupledLM([model] * 2)
+    model.train()
+    for call in (lambda: lm.generate(text_rows(1, 2)), lambda: lm.score(text_rows(1, 2), [[5]])):
+        with pytest.raises(InferKitError, match="Stream 0: LlamaForCausalLM is in training mode"):
+            call()
+
+
 def test_harmless_values_are_taken(lm: CoupledLM, may_run: None) -> None:
     harmless = {"use_cache": True, "guidance_scale": 1.0, "cache_implementation": None}
     harmless |= {"custom_generate": None, "penalty_alpha": None, "num_beam_groups": 1}
     lm.generate(text_rows(1, 2), max_new_tokens=1, **harmless)
-
-
-# Prompts
-
-
-def _padded(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {"attention_mask": torch.tensor([[0, 0, 1, 1]])}
-
-
-PROMPTS: list[tuple[Any, str]] = [
-    ([], "No requests: rows is empty"),
-    ([text_row(4, 1)], r"rows\[0\] is a dict; expected a list with one processor output"),
-    ([torch.ones(2, 2)], r"rows\[0\] is a Tensor; expected a list"),
-    ([[text_row(4, 1)] * 3], "Request 0 has 3 streams, but there are 2 models"),
-    ([[text_row(4, 1)], []], "Request 1 lacks its primary stream 0"),
-    ([[None, text_row(4, 1)]], "Request 0 lacks its primary stream 0, whose prompt the output"),
-    (
-        [[text_row(4, 1), "hello"]],
-        "Request 0, stream 1: expected what the processor returns .* str",
-    ),
-    ([[text_row(4, 1), {"input_ids": [[1]]}]], "Request 0, stream 1: expected .* input_ids tensor"),
-    (
-        [[text_row(4, 1)], [{"input_ids": torch.ones(2, 4, dtype=torch.long)}]],
-        r"Request 1, stream 0: input_ids has shape \[2, 4\]; expected \[1, S\], one prompt a stream",
-    ),
-    ([[{"input_ids": torch.ones(4, dtype=torch.long)}]], r"has shape \[4\]; expected \[1, S\]"),
-    (
-        [[{"input_ids": torch.ones(1, 0, dtype=torch.long)}]],
-        "Request 0, stream 0: the prompt is em",
-    ),
-    (
-        [[text_row(4, 1)], [text_row(4, 1), _padded(text_row(4, 2))]],
-        r"Request 1, stream 1: the prompt is padded \(2 of 4 positions are masked\). Pass each",
-    ),
-    (
-        [[{"input_ids": torch.tensor([[3, 160]])}]],
-        "Request 0, stream 0: token id 160 is outside the model's vocabulary of 160. Was the pro",
-    ),
-    (
-        [[{"input_ids": torch.tensor([[3, -1]])}]],
-        "token id -1 is outside the model's vocabulary of 160",
-    ),
-    (
-        [[text_row(4, 1), text_row(4, 1) | {"pixel_values": torch.ones(1)}]],
-        "Request 0, stream 1: LlamaForCausalLM does not take 'pixel_values'. Was the prompt made",
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"), PROMPTS, ids=lambda v: v[:40] if type(v) is str else ""
-)
-def test_refused_prompts(lm: CoupledLM, rows: Any, message: str) -> None:
-    with pytest.raises(InferKitError, match=message):
-        lm.generate(rows, **GREEDY)
-
-
-def test_a_prompt_longer_than_the_model_takes(lm: CoupledLM) -> None:
-    with pytest.raises(PromptTooLong, match="Request 1, stream 0: the prompt is 1,234 tokens, the "
-                                            "model takes 512"):  # fmt: skip
-        lm.generate([[text_row(4, 1)], [text_row(1234, 1)]], **GREEDY)
-
-
-def test_an_answer_beyond_the_models_positions_is_warned_of(lm: CoupledLM, may_run: None) -> None:
-    with pytest.warns(UserWarning, match="Request 0, stream 1: 508 prompt tokens and 6 new ones "
-                                         "exceed the 512 positions"):  # fmt: skip
-        lm.generate([[text_row(4, 1), text_row(508, 1)]], **GREEDY)
-
-
-def test_placeholders_and_images_belong_together() -> None:
-    tiny = shared_lvlm("llava")
-    lm = CoupledLM([tiny.model] * 2)
-    row, text = tiny.row((0,), 6, 1), tiny.row((), 6, 1)
-    blind = {k: v for k, v in row.items() if k != "pixel_values"}
-    with pytest.raises(InferKitError, match="Request 1, stream 1: the prompt contains 9 image plac"
-                                            "eholder tokens but no image was given"):  # fmt: skip
-        lm.generate([[row, text], [text, blind]], **GREEDY)
-    with pytest.raises(InferKitError, match="Request 0, stream 1: an image was given but the promp"
-                                            "t has no placeholder"):  # fmt: skip
-        lm.generate([[row, text | {"pixel_values": row["pixel_values"]}]], **GREEDY)
-
-
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        ([1.0, float("nan")], "Weights of request 0 are not finite"),
-        ([[1.0, 0.5], [1.0, float("inf")]], "Weights of request 1 are not finite"),
-        ([0.0, 0.0], "All weights of request 0 are 0"),
-        ([1.0, 0.5, 0.2], r"Weights have shape \[3\]; expected \[2\]"),
-    ],
-)
-def test_refused_weights(lm: CoupledLM, weights: Any, message: str) -> None:
-    with pytest.raises(InferKitError, match=message):
-        lm.generate(text_rows(2, 2), weights, **GREEDY)
-    with pytest.raises(InferKitError, match=message):
-        lm.score(text_rows(2, 2), [[5], [6]], weights)
-    with pytest.raises(InferKitError, match="A mixture needs weights ≥ 0"):
-        CoupledLM([model_of("llama")] * 2, pool="mixture").generate(text_rows(1, 2), [1.5, -0.5])
 
 
 # Models
@@ -298,8 +201,8 @@ def test_models_that_keep_a_state_of_their_own(family: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"primary": 2}, r"primary=2, but there are 2 streams \(0 to 1\)"),
-        ({"primary": -1}, r"primary=-1, but there are 2 streams"),
+        ({"primary": 2}, "primary=2 is no stream: they are numbered from 0"),
+        ({"primary": -1}, "primary=-1 is no stream"),
         ({"mode": "fast"}, "Unknown mode 'fast': use 'auto', 'fused' or 'serial'"),
     ],
 )

@@ -15,7 +15,7 @@ from tests.engine.cases import assert_reference, model_of, state_of, text_row
 from tests.tiny import TEXT_GRID, reference_logits, text_model
 from tests.tiny.text import WINDOW
 
-FAMILIES = (*TEXT_GRID, "bloom", "mpt", "gemma4_text", "qwen3_next", "lfm2")
+FAMILIES = (*TEXT_GRID, "bloom", "mpt", "gemma4_text", "qwen3_5_text", "lfm2")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -246,7 +246,6 @@ def test_another_model_or_other_pixels_are_other_images() -> None:
 
 def test_image_law_can_fail() -> None:
     tiny = _tiny("llava")
-    rows = [[tiny.row((0,), 9, 1)]]
+    lm, rows = CoupledLM(tiny.model), [[tiny.row((0,), 9, 1)]]
     with pytest.raises(AssertionError, match="vision tower ran 1 times for 2 distinct images"):
-        assert_image_law(tiny.model, _tower(tiny),
-                         lambda: CoupledLM(tiny.model).generate(rows, max_new_tokens=1), 2)  # fmt: skip
+        assert_image_law(tiny.model, _tower(tiny), lambda: lm.generate(rows, max_new_tokens=1), 2)

@@ -124,8 +124,8 @@ def test_drafts(family: str, mode: str) -> None:
         row["input_ids"] = torch.where(text & (row["input_ids"] > 3), 20 + row["input_ids"] % 6,
                                        row["input_ids"])  # fmt: skip
     suppressed = [token for token in range(160) if token not in alphabet]
-    assert_reference(tiny.model, rows, [[1.0, 0.6]], mode=mode, engine=mode, max_new_tokens=8,
-                     do_sample=False, prompt_lookup_num_tokens=3, suppress_tokens=suppressed)  # fmt: skip
+    options = GREEDY | {"prompt_lookup_num_tokens": 3, "suppress_tokens": suppressed}
+    assert_reference(tiny.model, rows, [[1.0, 0.6]], mode=mode, engine=mode, **options)
 
 
 @every_family

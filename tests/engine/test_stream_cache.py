@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging import version
 from torch import Tensor
+from transformers import DynamicCache
 
 from infer_kit.engine.cache_name import cache_of
 from infer_kit.engine.coupled_lm import CoupledLM
@@ -30,12 +33,14 @@ from tests.engine.reference import ReferenceLM, Row
 from tests.tiny import TEXT_GRID
 from tests.tiny.reference import extended_row
 
+BEFORE_5_18 = version.parse(transformers.__version__) < version.parse("5.18")
+
 
 def _grown(rows: list[list[Row | None]], new: Tensor) -> list[list[Row | None]]:
     """The contexts with new tokens `[B, n]` written after every prompt."""
     model = model_of("llama")
     return [
-        [extended_row(model, dict(row), new[b : b + 1]) for row in request]
+        [extended_row(model, dict(row), new[b]) for row in request]
         for b, request in enumerate(rows)
     ]
 
@@ -44,6 +49,8 @@ def _grown(rows: list[list[Row | None]], new: Tensor) -> list[list[Row | None]]:
 @pytest.mark.parametrize("way", ["greedy", "sampling", "drafts"])
 @pytest.mark.parametrize("family", TEXT_GRID)
 def test_a_returned_state_can_be_continued(family: str, way: str, mode: str) -> None:
+    if family == "gemma3_text" and way == "drafts" and BEFORE_5_18:
+        pytest.skip("plain generate fails too: a sliding layer that recorded its past goes on so")
     model = model_of(family)
     rows = lookup_rows(3) if way == "drafts" else text_rows(1, 3)
     options = {"greedy": GREEDY, "sampling": SAMPLING, "drafts": LOOKUP}[way]
@@ -68,6 +75,23 @@ def test_a_continued_state_takes_no_weights_and_no_trace() -> None:
     for options in ({"weights": [1.0, 2.0]}, {"trace": True}):
         with pytest.raises(InferKitError, match="keeps its weights and has no trace"):
             lm.generate(None, input_ids=torch.ones(1, 1, dtype=torch.long), **options)
+
+
+def test_what_cannot_continue_a_state_is_refused() -> None:
+    lm = CoupledLM([model_of("llama")] * 2)
+    out = lm.generate(text_rows(1, 2), **OUTPUT, **GREEDY)
+    cache, ids = cache_of(out), torch.cat([out.sequences, torch.tensor([[9]])], dim=1)
+    with pytest.raises(InferKitError, match=r"generate\(\) needs rows; to continue a state"):
+        lm.generate(None)
+    with pytest.raises(InferKitError, match="to continue a state, it needs input_ids"):
+        lm.generate(None, input_ids=ids, past_key_values=DynamicCache())
+    for wrong in (ids[:, :-2], ids.repeat(2, 1), ids[0]):
+        with pytest.raises(InferKitError, match=r"holds 1 sequences of 17 tokens|of shape \["):
+            lm.generate(None, input_ids=wrong, past_key_values=cache)
+    for options in ({"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}):
+        with pytest.raises(InferKitError, match="must be 1"):
+            lm.generate(None, input_ids=ids, past_key_values=cache, **options)
+    lm.generate(None, input_ids=ids, past_key_values=cache, **GREEDY)
 
 
 def test_forward_needs_a_state() -> None:
@@ -162,26 +186,17 @@ def test_sequences_are_selected_repeated_and_reordered(mode: str) -> None:
 
 
 def test_crop_takes_negative_numbers() -> None:
-    lm = CoupledLM(model_of("llama"))
-    cache = state_of(lm, text_rows(1, 1))
+    cache = state_of(CoupledLM(model_of("llama")), text_rows(1, 1), 1)
     with pytest.raises(ValueError, match="minus the number of tokens to remove"):
         cache.crop(3)
     assert cache.get_max_length() == -1
     assert not cache.is_compileable
 
 
+@pytest.mark.skipif(BEFORE_5_18, reason="nobody asks before 5.18")
 @pytest.mark.parametrize("mode", ["fused", "serial"])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_next"])
 def test_croppable_is_what_has_no_recurrent_state(family: str, mode: str) -> None:
-    """Known after the prefill, when transformers 5.24 asks."""
+    """Asked by transformers 5.24 after the prefill."""
     lm = CoupledLM([model_of(family), model_of("llama")], mode=mode)
-    assert not state_of(lm, text_rows(1, 2)).is_croppable
     assert state_of(lm, text_rows(1, 2), 1).is_croppable == (family != "qwen3_next")
-
-
-def test_engines_are_known_after_the_prefill() -> None:
-    lm = CoupledLM([model_of("llama"), model_of("gpt2")])
-    cache = state_of(lm, text_rows(1, 2))
-    assert cache.engines == ()
-    cache.prefill(1)
-    assert cache.engines == ("fused", "fused")
