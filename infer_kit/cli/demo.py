@@ -54,6 +54,9 @@ def demo(
             hint="pip install 'infer-kit[plots]'",
         )
     console = Console(quiet=as_json)
+    import torch
+
+    torch.set_num_threads(1)  # in a model this small threads wait more than they compute
     from infer_kit import demo as tiny
     from infer_kit.demo.scenes import held_out
 

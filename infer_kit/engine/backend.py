@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel
 
 from infer_kit.backends import Answers
 from infer_kit.chats import Chat, load_images
@@ -76,22 +74,22 @@ class TransformersBackend:
         prompt = max(g.streams[g.primary].context["input_ids"].shape[1] for g in groups)
         if limits is not None:
             kwargs["max_new_tokens"] = max(limits)
-            criteria = kwargs.get("stopping_criteria") or ()
-            kwargs["stopping_criteria"] = StoppingCriteriaList(
-                [*criteria, _LengthLimits(prompt, limits)]
-            )
         config = resolve_call(lm, kwargs, len(groups), trace)
         output = lm.generate(
             [[stream.context for stream in group.streams] for group in groups],
             weights=weight_table(groups) if weights is None else weights,
             trace=trace,
             images=memory,
+            limits=limits,
             **kwargs,
         )
         ends = end_tokens(config)
         # Only a criterion other than the end token leaves padding after a row without one.
-        pads = config.stop_strings is not None or kwargs.get("stopping_criteria") is not None
+        pads = any((config.stop_strings, kwargs.get("stopping_criteria")))
         new = output.sequences[:, prompt:].tolist()
+        if limits is not None:
+            each = len(new) // len(groups)
+            new = [ids[: limits[row // each]] for row, ids in enumerate(new)]
         tokens = [_unpadded(ids, ends, pad_token(config) if pads else None) for ids in new]
         return Answers(
             texts=[self.rows.tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens],
@@ -143,19 +141,6 @@ class TransformersBackend:
                 )
             )
         return traces
-
-
-class _LengthLimits(StoppingCriteria):
-    """Ends each request's sequences at its own number of new tokens."""
-
-    def __init__(self, prompt_length: int, limits: Sequence[int]) -> None:
-        self.prompt_length = prompt_length
-        self.limits = torch.tensor(limits)
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        limits = self.limits.to(input_ids.device)
-        limits = limits.repeat_interleave(len(input_ids) // len(limits))
-        return input_ids.shape[1] - self.prompt_length >= limits
 
 
 def _unpadded(ids: list[int], ends: set[int], pad: int | None) -> list[int]:

@@ -6,10 +6,17 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import transformers
 from packaging import version
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, TextStreamer
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    StoppingCriteria,
+    TextStreamer,
+)
 
 from infer_kit.engine.cache_name import CACHE, CACHE_NAMES
 from infer_kit.errors import UnsupportedArgument
@@ -100,6 +107,23 @@ def resolve_call(
     if trace and not config.return_dict_in_generate:
         raise UnsupportedArgument("trace=True needs return_dict_in_generate=True.")
     return config
+
+
+class LengthLimits(StoppingCriteria):
+    """Ends each request's sequences at its own number of new tokens."""
+
+    def __init__(self, prompts: Tensor, limits: Sequence[int]) -> None:
+        """Args: prompts: `[B, P]` the padded prompts. limits: B numbers of new tokens."""
+        if len(limits) != len(prompts) or min(limits) < 1:
+            raise UnsupportedArgument(
+                f"limits needs a positive number for each of {len(prompts)} requests, got {limits}."
+            )
+        self.prompt_length = prompts.shape[1]
+        self.limits = torch.tensor(limits, device=prompts.device)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        limits = self.limits.repeat_interleave(len(input_ids) // len(self.limits))
+        return input_ids.shape[1] - self.prompt_length >= limits
 
 
 def without_inner_states(kwargs: dict[str, Any], config: GenerationConfig) -> dict[str, Any]:

@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
@@ -20,6 +26,7 @@ from infer_kit.engine.arguments import (
 )
 from infer_kit.engine.cache_name import CACHE, CACHE_NAMES
 from infer_kit.engine.call import (
+    LengthLimits,
     pad_token,
     resolve_call,
     warn_of_padding_penalty,
@@ -175,6 +182,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         *,
         trace: bool = False,
         images: ImageMemory | None = None,
+        limits: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Write one continuation for each request (more with `num_return_sequences`).
@@ -187,6 +195,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             trace: also return `statistics` (`TokenStatistics`) on the output; needs
                 `return_dict_in_generate=True`.
             images: encoded images to share with other calls; None shares them within this one.
+            limits: most new tokens of each request, in place of `max_new_tokens`.
             **kwargs: whatever `GenerationMixin.generate` takes, except what cannot work with
                 several streams, which is refused by name.
 
@@ -202,14 +211,21 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         """
         if rows is None:
             return self._continue(weights, trace, kwargs)
+        if limits is not None:
+            kwargs["max_new_tokens"] = max(limits)
         config = resolve_call(self, kwargs, len(rows), trace)
         kwargs = without_inner_states(kwargs, config)
         images = ImageMemory() if images is None else images
         # Finished beams leave the running ones, so theirs are scored afterwards.
         record = trace and config.num_beams in (None, 1)
-        new = None if config.max_new_tokens is None else [config.max_new_tokens] * len(rows)
+        new = limits
+        if new is None and config.max_new_tokens is not None:
+            new = [config.max_new_tokens] * len(rows)
         cache = self._prepare(rows, weights, new, images, record)
         ids, mask = self._primary_prompts(rows, config)
+        if limits is not None:
+            criteria = [*(kwargs.get("stopping_criteria") or ()), LengthLimits(ids, limits)]
+            kwargs["stopping_criteria"] = StoppingCriteriaList(criteria)
         output = super().generate(input_ids=ids, attention_mask=mask, **{CACHE: cache}, **kwargs)
         if isinstance(output, ModelOutput):
             output.engines = cache.engines

@@ -278,3 +278,18 @@ def test_interventions_replace_the_rationale(red: Make) -> None:
     given = maker.generate(BATCH, rationale=["a", "b", "c"], **GREEDY)
     assert out["given"].text == given.text
     assert len({str(o.text) for o in out.values()}) > 1
+
+
+def test_a_long_chat_does_not_shorten_the_rationale_of_another(lvlm, processor) -> None:
+    """Each rationale may fill what its own prompt leaves of the context."""
+    red = RED(lvlm, processor, prompts=SHORT, trace=False)
+    limit = lvlm.config.get_text_config().max_position_embeddings
+    lvlm.generation_config.eos_token_id, eos = None, lvlm.generation_config.eos_token_id
+    try:
+        chats = [chat("why?"), chat("x" * (limit - 60))]
+        alone = [red.rationales(one) for one in chats]
+        together = red.rationales(chats)
+    finally:
+        lvlm.generation_config.eos_token_id = eos
+    assert together == alone
+    assert len(together[0]) > 4 * len(together[1]) > 0
