@@ -5,6 +5,7 @@ $\log \pi(a) - \log \pi(b) = \sum_k w_k (\log p_k(a) - \log p_k(b))$. A trace gi
 the runner-up.
 """
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -149,7 +150,8 @@ class Trace:
         axes.set_xticks(places, [f"{a!r}\nnot {b!r}".replace("$", r"\$") for a, b in pairs])
         axes.set_ylabel("nats over the runner-up")
         if title:
-            axes.set_title(title.replace("$", r"\$"))
+            lines = textwrap.fill(title, int(12 * figure.get_figwidth()))
+            axes.set_title(lines.replace("$", r"\$"), fontsize="small")
         axes.legend(fontsize="small")
         figure.tight_layout()
         figure.savefig(path, dpi=150)

@@ -8,7 +8,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PROMISES = {
-    "red_on_a_picture": ("rationale:", "the rationale mattered:", "rationale wants"),
+    "red_on_a_picture": ("rationale:", "the rationale mattered:", "JSD"),
     "does_the_rationale_matter": ("own ", "shuffled ", "empty ", "given "),
     "your_own_group": ("engine: ('fused',)", "log π(red)", "by certainty:"),
 }
