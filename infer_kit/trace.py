@@ -182,7 +182,8 @@ def trace_of(
     """
 
     def array(name: str) -> np.ndarray:
-        values = getattr(statistics, name)[row, :length].cpu().numpy()
+        values = getattr(statistics, name)[row, :length].cpu()
+        values = (values.double() if values.is_floating_point() else values).numpy()
         return values[:, list(slots)] if values.ndim == 2 else values
 
     ids = array("chosen")
