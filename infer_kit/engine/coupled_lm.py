@@ -1,7 +1,7 @@
 """`CoupledLM`: several streams behind one unmodified `generate()`."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,14 +33,12 @@ from infer_kit.engine.call import (
     without_inner_states,
 )
 from infer_kit.engine.image_features import ImageMemory
-from infer_kit.engine.pooling import Pooling, Weights, resolve_pooling
-from infer_kit.engine.prefill import Entry
+from infer_kit.engine.pooling import Weights, resolve_pooling
 from infer_kit.engine.recording import Recorder, TokenStatistics, token_statistics
+from infer_kit.engine.requests import Rows, entries_by_model, left_padded, token_ids
 from infer_kit.engine.stream_cache import StreamCache
 from infer_kit.errors import InferKitError, UnsupportedArgument
 from infer_kit.pool import PoolFunction
-
-Rows = Sequence[Sequence[Mapping[str, Any] | None]]
 
 
 class CoupledConfig(PreTrainedConfig):
@@ -286,7 +284,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
                 f"score needs one continuation for every request: got {len(continuations)} for "
                 f"{len(rows)}."
             )
-        ids = [_token_ids(tokens, request) for request, tokens in enumerate(continuations)]
+        ids = [token_ids(tokens, request) for request, tokens in enumerate(continuations)]
         for request, tokens in enumerate(ids):
             if not len(tokens):
                 raise InferKitError(f"The continuation of request {request} is empty.")
@@ -344,7 +342,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             self._normalize,
         ).on(self.device)
         return StreamCache(
-            entries=_entries_by_model(rows, models, pooling, images),
+            entries=entries_by_model(rows, models, pooling, images),
             pooling=pooling,
             requests=len(rows),
             prompt_length=max(len(prompt) for prompt in self._prompts(rows)),
@@ -363,7 +361,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         """The primary prompts `[B, longest]`, left-padded, and their mask."""
         prompts = self._prompts(rows)
         warn_of_padding_penalty({len(prompt) for prompt in prompts}, config)
-        return _left_pad(prompts, pad_token(config), self.device)
+        return left_padded(prompts, pad_token(config), self.device)
 
     def _models_of(self, rows: Rows) -> tuple[PreTrainedModel, ...]:
         """One model for each of the K streams of this call."""
@@ -424,51 +422,3 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             cache.recorder.offer(fed, logits, weights, pooled)
             pooled = pooled.clone()  # assisted decoding writes processed scores into what it gets
         return pooled
-
-
-def _entries_by_model(
-    rows: Rows, models: Sequence[PreTrainedModel], pooling: Pooling, images: ImageMemory
-) -> list[tuple[PreTrainedModel, list[Entry]]]:
-    """The streams to run, for each distinct model, ordered by request and stream.
-
-    Rows that show the same images share one pass through the vision encoder.
-    """
-    grouped: dict[int, tuple[PreTrainedModel, list[Entry]]] = {}
-    for b, row in enumerate(rows):
-        for slot, k in enumerate(pooling.streams):
-            if not pooling.present[b, slot]:
-                continue
-            model, inputs = models[k], row[k]
-            assert inputs is not None
-            _, entries = grouped.setdefault(id(model), (model, []))
-            entries.append(Entry(request=b, stream=slot, inputs=images.encode(model, inputs)))
-    return list(grouped.values())
-
-
-def _token_ids(tokens: Sequence[int] | Tensor, request: int) -> Tensor:
-    """One continuation as `[n]` int64."""
-    try:
-        ids = torch.as_tensor(tokens)
-    except (TypeError, ValueError) as error:
-        raise InferKitError(f"The continuation of request {request} is not token ids.") from error
-    if ids.dim() != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
-        if not ids.numel():
-            return ids.reshape(-1).long()
-        raise InferKitError(
-            f"The continuation of request {request} has shape {list(ids.shape)} and dtype "
-            f"{ids.dtype}; expected token ids [n]."
-        )
-    return ids.long()
-
-
-def _left_pad(
-    prompts: Sequence[Tensor], pad_token: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """`[B, longest]` ids and their mask."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad_token, dtype=torch.long, device=device)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = prompt.to(device)
-        mask[row, width - len(prompt) :] = 1
-    return ids, mask
