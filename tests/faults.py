@@ -274,6 +274,14 @@ MUTANTS = (
         ("tests/engine/test_mllama.py",),
     ),
     Mutant(
+        "what one stream excludes stays excluded without it",
+        "engine/recording.py",
+        "            rest = product(logprobs, others.to(logprobs))\n",
+        "            rest = product(logprobs, others.to(logprobs))\n"
+        "            rest = rest.masked_fill(pooled.isneginf(), -torch.inf)\n",
+        (POOL,),
+    ),
+    Mutant(
         "rejected drafts left in the trace",
         CACHE,
         "            self.recorder.crop(-tokens_to_remove)",

@@ -311,16 +311,24 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         continuations: Tensor,
         lengths: Sequence[int] | None = None,
     ) -> TokenStatistics:
-        """Figures for `continuations` `[R, n]`, R / B of each request, teacher-forced."""
+        """Figures for `continuations` `[R, n]`, R / B of each request, teacher-forced.
+
+        In chunks of positions, since the logits of a long answer over all streams are large.
+        """
         cache = self._prepare(rows, weights, lengths, images, record=False)
+        pooling = cache.pooling
         logits = cache.prefill(len(continuations))
-        if continuations.shape[1] > 1:
-            logits = torch.cat([logits, cache.step(continuations[:, :-1])], dim=2)
-        w = cache.pooling.weights_at(logits, cache.request, 0)
-        pooled = (
-            logits[:, 0] if cache.pooling.is_identity else cache.pooling(logits, w, cache.request)
-        )
-        return token_statistics(cache.pooling, logits, w, pooled, continuations)
+        parts, done = [], 0
+        while True:
+            chosen = continuations[:, done : done + logits.shape[2]]
+            w = pooling.weights_at(logits, cache.request, done)
+            pooled = logits[:, 0] if pooling.is_identity else pooling(logits, w, cache.request)
+            parts.append(token_statistics(pooling, logits, w, pooled, chosen))
+            done += chosen.shape[1]
+            if done == continuations.shape[1]:
+                return TokenStatistics.concatenate(parts)
+            end = min(done - 1 + Recorder.CHUNK, continuations.shape[1] - 1)
+            logits = cache.step(continuations[:, done - 1 : end])
 
     def _prepare(
         self,

@@ -77,8 +77,8 @@ class Pooling:
                 f"The weight function returned a tensor of shape {tuple(weights.shape)}; expected "
                 f"[R, K] = {list(logits.shape[:2])} or [R, K, n] = {list(logits.shape[:3])}."
             )
-        present = self.present.index_select(0, request)
-        weights = weights * (present if weights.dim() == 2 else present[..., None])
+        absent = ~self.present.index_select(0, request)
+        weights = weights.masked_fill(absent if weights.dim() == 2 else absent[..., None], 0.0)
         if self.normalize:
             weights = weights / weights.sum(1, keepdim=True)
         self._check_step(weights)

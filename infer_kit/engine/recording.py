@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from infer_kit.engine.pooling import Pooling
+from infer_kit.pool import product
 
 
 @dataclass
@@ -181,12 +182,12 @@ def _decisive(pooling: Pooling, logprobs: Tensor, weights: Tensor, pooled: Tenso
     best = pooled.argmax(-1)
     flags = []
     for k in range(logprobs.shape[1]):
-        part = logprobs[:, k]
-        w = weights[:, k, :, None]
-        if pooling.pool == "product":
-            rest = pooled - w * part.masked_fill(torch.isneginf(part), 0.0)
+        if pooling.pool == "product":  # anew, since what only stream k excludes comes back
+            others = weights.clone()
+            others[:, k] = 0.0
+            rest = product(logprobs, others.to(logprobs))
         else:
-            rest = pooled.softmax(-1) - w * part.exp()
+            rest = pooled.softmax(-1) - weights[:, k, :, None] * logprobs[:, k].exp()
         alone = (weights != 0).sum(1) == 1  # nothing is left without it
         flags.append((rest.argmax(-1) != best) | (alone & (weights[:, k] != 0)))
     return torch.stack(flags, dim=1)

@@ -28,7 +28,8 @@ from tests.engine.cases import (
     model_of,
     text_rows,
 )
-from tests.tiny import text_model
+from tests.engine.reference import pooled_scores
+from tests.tiny import reference_logits, text_model
 
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": GREEDY,
@@ -208,16 +209,27 @@ def test_a_mixture_needs_only_one_stream_to_allow(excluding: list[Any]) -> None:
 
 
 def test_statistics_with_excluded_tokens(excluding: list[Any]) -> None:
-    rows = text_rows(2, 3)
+    """A stream is decisive too where the token that it alone excludes would have won."""
+    rows, weights = text_rows(2, 3), [[0.01, 1.0, 0.01], [0.0, 0.01, 1.0]]  # they but exclude
     out = CoupledLM(excluding).generate(
-        rows,
-        [[1.0, -0.5, 0.3], [0.0, 1.0, 0.5]],
-        trace=True,
-        return_dict_in_generate=True,
-        **GREEDY,
+        rows, weights, trace=True, return_dict_in_generate=True, **GREEDY
     )
-    assert out.statistics.pooled.isfinite().all()
-    assert out.statistics.divergence.isfinite().all()
+    assert (out.statistics.pooled + out.statistics.divergence).isfinite().all()
+    new = out.sequences[:, -GREEDY["max_new_tokens"] :]
+    came_back = 0
+    for b, tokens in enumerate(new):
+        logits = torch.stack(
+            [reference_logits(m, dict(row), tokens[None, :-1])
+             for m, row in zip(excluding, rows[b], strict=True)]
+        )  # fmt: skip
+        for t in range(len(tokens)):
+            for k in range(3):
+                others = [0.0 if j == k else w for j, w in enumerate(weights[b])]
+                without = int(pooled_scores(logits[:, t], others, "product").argmax())
+                expected = weights[b][k] != 0 and without != int(tokens[t])
+                assert bool(out.statistics.decisive[b, t, k]) == expected
+                came_back += expected and logits[k, t, without] == -torch.inf
+    assert came_back > 0
 
 
 # What is refused

@@ -5,7 +5,6 @@ whole context and on every image.
 """
 
 from tests.tiny.reference import reference_logits as reference_logits
-from tests.tiny.text import RECURRENT as RECURRENT
 from tests.tiny.text import TEXT_GRID as TEXT_GRID
 from tests.tiny.text import TEXT_SWEEP as TEXT_SWEEP
 from tests.tiny.text import available as available

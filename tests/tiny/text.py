@@ -25,11 +25,6 @@ TEXT_SWEEP = (
     "xglm",
 )  # fmt: skip
 
-RECURRENT = (
-    "qwen3_next", "qwen3_5_text", "lfm2", "falcon_h1", "bamba", "jamba", "granitemoehybrid",
-)  # fmt: skip
-"""Families with recurrent or convolution state: the library refuses assisted decoding on them."""
-
 _COMMON: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -104,7 +99,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
         "interleave_moe_layer_step": 2,
         "layer_types": ["chunked_attention", "full_attention"],
         "no_rope_layers": [1, 0],
-        "attention_chunk_size": 128,
+        "attention_chunk_size": 8,
     },
     "gemma3n_text": {
         "num_hidden_layers": 4,
