@@ -24,7 +24,8 @@ lm = ik.CoupledLM([model, model], weights=[1.5, -0.5])
 rows = [[row(picture), row(picture.convert("L").convert("RGB"))]]
 out = lm.generate(rows, max_new_tokens=4, num_beams=3, return_dict_in_generate=True)
 print("engine:", out.engines)
-print("answer:", processor.batch_decode(out.sequences, skip_special_tokens=True)[0])
+new = out.sequences[:, rows[0][0]["input_ids"].shape[1] :]  # the prompt comes first, as ever
+print("answer:", processor.batch_decode(new, skip_special_tokens=True)[0])
 
 # %% Score answers instead of writing one.
 for word in ("red", "blue", "circle"):
@@ -39,5 +40,5 @@ def by_certainty(step: ik.Step):
 
 
 sure = ik.CoupledLM([model, model], weights=by_certainty, pool="mixture")
-ids = sure.generate(rows, max_new_tokens=4)
+ids = sure.generate(rows, max_new_tokens=4)[:, rows[0][0]["input_ids"].shape[1] :]
 print("by certainty:", processor.batch_decode(ids, skip_special_tokens=True)[0])

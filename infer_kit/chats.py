@@ -10,6 +10,7 @@ from infer_kit.errors import InferKitError
 
 Chat = list[dict[str, Any]]
 _IMAGE_SOURCES = ("image", "url", "path", "base64")
+_LONGEST_PATH = 1000  # a longer text is a base64-encoded picture
 
 
 def as_chats(messages: Any) -> tuple[list[Chat], bool]:
@@ -91,6 +92,7 @@ def load_images(chat: Chat, request: int) -> Chat:
                     )
                 if source is None:
                     _refuse_placeholders(chat, request)
+                _check_file(source, request)
                 try:
                     is_picture = isinstance(source, Image.Image)
                     picture = load_image(source if is_picture else str(source))
@@ -102,6 +104,17 @@ def load_images(chat: Chat, request: int) -> Chat:
             content.append(part)
         turns.append({**turn, "content": content})
     return turns
+
+
+def _check_file(source: Any, request: int) -> None:
+    """A path must be a file; URLs and encoded pictures are no paths."""
+    encoded = isinstance(source, str) and (
+        source.startswith(("http://", "https://", "data:")) or len(source) > _LONGEST_PATH
+    )
+    if isinstance(source, Image.Image) or encoded or Path(source).is_file():
+        return
+    problem = "it is a folder" if Path(source).is_dir() else "there is no such file"
+    raise InferKitError(f"Prompt {request}: image {str(source)!r} cannot be read: {problem}.")
 
 
 def _checked(chat: Any, request: int) -> Chat:

@@ -40,6 +40,7 @@ class Trace:
         decisive: `[T, K]` bool, whether the pool's best token would be another one without the
             stream.
         divergence: `[T]` Jensen–Shannon divergence between the streams, nats, at most log K.
+        idle: names of the request's streams that did not run, having weight 0.
     """
 
     streams: tuple[str, ...]
@@ -55,6 +56,7 @@ class Trace:
     top: tuple[tuple[str, ...], ...]
     decisive: np.ndarray
     divergence: np.ndarray
+    idle: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -76,9 +78,16 @@ class Trace:
         """Whether some token's greedy choice would have been another one without `stream`.
 
         False for a stream that did not run (weight 0).
+
+        Raises:
+            InferKitError: there is no such stream.
         """
-        if stream not in self.streams:
+        if stream in self.idle:
             return False
+        if stream not in self.streams:
+            raise InferKitError(
+                f"No stream {stream!r}; this trace has {[*self.streams, *self.idle]}."
+            )
         return bool(self.decisive[:, self.streams.index(stream)].any())
 
     def table(self, title: str | None = None) -> "Table":
@@ -154,6 +163,7 @@ class Trace:
             axes.set_title(lines.replace("$", r"\$"), fontsize="small")
         axes.legend(fontsize="small")
         figure.tight_layout()
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
         return Path(path)
 
@@ -169,6 +179,7 @@ def trace_of(
     length: int,
     slots: Sequence[int],
     streams: Sequence[str],
+    idle: Sequence[str],
     pool: str,
     decode: Callable[[int], str],
 ) -> Trace:
@@ -177,6 +188,7 @@ def trace_of(
     Args:
         statistics: of all sequences. row: which one. length: its tokens without padding.
         slots: which of the pool's streams this sequence has. streams: their names.
+        idle: names of those that did not run.
         pool: "product", "mixture" or "custom".
         decode: one token id to text.
     """
@@ -201,6 +213,7 @@ def trace_of(
         top=tuple(tuple(decode(int(i)) for i in tokens) for tokens in array("top")),
         decisive=array("decisive"),
         divergence=array("divergence"),
+        idle=tuple(idle),
     )
 
 

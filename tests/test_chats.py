@@ -107,8 +107,12 @@ def test_an_unreadable_image_is_named_with_its_prompt(tmp_path: Path) -> None:
     broken.write_text("no picture")
     with pytest.raises(InferKitError, match=r"Prompt 2: image '.*broken\.png' cannot be read"):
         load_images(chat({"type": "image", "image": str(broken)}), 2)
-    with pytest.raises(InferKitError, match=r"Prompt 0: image '.*absent\.png' cannot be read"):
+    with pytest.raises(
+        InferKitError, match=r"'.*absent\.png' cannot be read: there is no such file"
+    ):
         load_images(chat({"type": "image", "image": str(tmp_path / "absent.png")}), 0)
+    with pytest.raises(InferKitError, match="cannot be read: it is a folder"):
+        load_images(chat({"type": "image", "image": tmp_path}), 0)
 
 
 def test_a_placeholder_without_an_image_is_counted() -> None:

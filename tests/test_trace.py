@@ -54,7 +54,9 @@ def test_parts_of_a_mixture_are_refused(trace: Trace) -> None:
 def test_mattered_asks_whether_a_stream_decided_some_token(trace: Trace) -> None:
     assert trace.mattered("image")
     assert not trace.mattered("rationale")
-    assert not trace.mattered("a stream that did not run")
+    assert not replace(trace, idle=("other",)).mattered("other")
+    with pytest.raises(InferKitError, match=r"No stream 'rational'; this trace has \['image', 'r"):
+        trace.mattered("rational")
 
 
 def test_model_text_is_no_markup(trace: Trace) -> None:

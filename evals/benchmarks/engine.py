@@ -174,7 +174,7 @@ def main() -> None:
     options = arguments(__doc__)
     torch.set_num_threads(1)
     model = llama()
-    rounds = 4 if options.quick else 15
+    rounds = 3 if options.quick else 15
     claims, rows = [], []
     for part in (
         decoding(model, rounds),

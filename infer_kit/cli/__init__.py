@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from infer_kit import __version__
 from infer_kit.cli.demo import demo
 from infer_kit.cli.env import env
 from infer_kit.cli.generate import generate
@@ -21,8 +22,18 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"infer-kit {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     if debug:

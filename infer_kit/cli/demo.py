@@ -48,6 +48,8 @@ def demo(
         raise InferKitError(
             f"--questions must be an even number of at least 4 (two kinds), got {questions}."
         )
+    if save is not None and save.exists() and not save.is_dir():
+        raise InferKitError(f"--save takes a folder, and {str(save)!r} is a file.")
     if save is not None and importlib.util.find_spec("matplotlib") is None:
         raise MissingExtra(
             "--save draws a figure, and matplotlib is not installed.",
@@ -55,7 +57,9 @@ def demo(
         )
     console = Console(quiet=as_json)
     import torch
+    import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)  # in a model this small threads wait more than they compute
     from infer_kit import demo as tiny
     from infer_kit.demo.scenes import held_out

@@ -28,11 +28,13 @@ def generate(
         raise InferKitError(f"Unknown method {method!r}: use red or direct.")
     if rationale is not None and method == "direct":
         raise InferKitError("--rationale needs --method red: direct decoding reads none.")
+    import transformers
     from rich.console import Console
     from transformers import TextStreamer
 
     from infer_kit.methods.red import RED
 
+    transformers.utils.logging.disable_progress_bar()
     notes = Console(stderr=True)
     loaded, processor, prompts = load(model)
     red = RED(

@@ -1,5 +1,6 @@
 """The transformers backend: groups of chats on `CoupledLM`."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ class TransformersBackend:
         self._single = CoupledLM(model, mode=mode)
 
     def check(self, requests: int = 1, **generate_kwargs: Any) -> None:
-        resolve_call(self._single, self._with_tokenizer(generate_kwargs), requests)
+        resolve_call(self._single, self._keywords(generate_kwargs), requests)
 
     def render(self, chat: Chat, request: int) -> dict[str, Any]:
         row = self.rows.row(load_images(chat, request), request)
@@ -70,11 +71,10 @@ class TransformersBackend:
         lm = CoupledLM(
             models, pool=pool, normalize=normalize, primary=groups[0].primary, mode=self.mode
         )
-        kwargs = {**self._with_tokenizer(generate_kwargs), "return_dict_in_generate": True}
+        kwargs = self._keywords(generate_kwargs)
         prompt = max(g.streams[g.primary].context["input_ids"].shape[1] for g in groups)
-        if limits is not None:
-            kwargs["max_new_tokens"] = max(limits)
-        config = resolve_call(lm, kwargs, len(groups), trace)
+        checked = kwargs if limits is None else {**kwargs, "max_new_tokens": max(limits)}
+        config = resolve_call(lm, checked, len(groups), trace)
         output = lm.generate(
             [[stream.context for stream in group.streams] for group in groups],
             weights=weight_table(groups) if weights is None else weights,
@@ -115,9 +115,15 @@ class TransformersBackend:
                 raise InferKitError(f"Group {b} has another primary stream than group 0.")
         return models
 
-    def _with_tokenizer(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Stop strings need the tokenizer, which is at hand here."""
-        return {"tokenizer": self.rows.tokenizer, **kwargs} if "stop_strings" in kwargs else kwargs
+    def _keywords(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The caller's keywords, with an output object asked for, and the tokenizer at hand."""
+        kwargs = {"tokenizer": self.rows.tokenizer, **given}
+        if given.get("generation_config") is None:
+            return {**kwargs, "return_dict_in_generate": True}
+        config = copy.deepcopy(given["generation_config"])
+        config.return_dict_in_generate = True
+        kwargs.pop("return_dict_in_generate", None)
+        return {**kwargs, "generation_config": config}
 
     def _traces(
         self, output: Any, tokens: Sequence[list[int]], groups: Sequence[Group], pool: Any
@@ -129,13 +135,15 @@ class TransformersBackend:
             group = groups[row // per_group]
             ran = pooling.present[row // per_group].tolist()
             slots = [slot for slot, runs in enumerate(ran) if runs]
+            names = [group.streams[pooling.streams[slot]].name for slot in slots]
             traces.append(
                 trace_of(
                     output.statistics,
                     row,
                     len(ids),
                     slots=slots,
-                    streams=[group.streams[pooling.streams[slot]].name for slot in slots],
+                    streams=names,
+                    idle=[stream.name for stream in group.streams if stream.name not in names],
                     pool=pool if isinstance(pool, str) else "custom",
                     decode=lambda token: self.rows.tokenizer.decode([token]),
                 )

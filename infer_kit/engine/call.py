@@ -15,6 +15,7 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
     StoppingCriteria,
+    StopStringCriteria,
     TextStreamer,
 )
 
@@ -58,6 +59,8 @@ _HARMLESS: dict[str, tuple] = {
     "use_mtp": (None, False),
     "num_beam_groups": (None, 1),
 }
+_COUNTS = ("max_new_tokens", "min_new_tokens", "max_length", "min_length", "num_beams",
+           "num_return_sequences", "top_k")  # fmt: skip
 _OWN_PARAMETERS = set(inspect.signature(GenerationMixin.generate).parameters) - {"self", "kwargs"}
 _OWN_PARAMETERS |= {"tokenizer", "assistant_tokenizer"}
 
@@ -94,6 +97,9 @@ def resolve_call(
             raise UnsupportedArgument(f"{name}={_short(kwargs[name])} cannot work here: {reason}.")
     _check_settings(kwargs)
     settings = {k: v for k, v in kwargs.items() if k not in _OWN_PARAMETERS | set(allowed)}
+    for name in _COUNTS:
+        if isinstance(settings.get(name), str | float | bool):
+            raise UnsupportedArgument(f"{name} is a whole number, got {settings[name]!r}.")
     try:
         config, _ = lm._prepare_generation_config(given, **settings)
         config.validate()
@@ -103,6 +109,7 @@ def resolve_call(
     if getattr(config, "speculation_type", None) == "dflash":
         raise UnsupportedArgument("speculation_type='dflash' cannot work here: it drafts from one "
                                   "stream's hidden states; pass an assistant_model.")  # fmt: skip
+    _check_ranges(config)
     _check_decoding(lm, kwargs, config, requests)
     if trace and not config.return_dict_in_generate:
         raise UnsupportedArgument("trace=True needs return_dict_in_generate=True.")
@@ -178,6 +185,38 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
             )
 
 
+def _check_ranges(config: GenerationConfig) -> None:
+    """Values that transformers refuses only once the prompt has been read, or takes in silence."""
+    sampling = bool(config.do_sample)
+    rules = (
+        ("num_beams", True, lambda v: v >= 1, "at least 1"),
+        ("num_return_sequences", True, lambda v: v >= 1, "at least 1"),
+        ("repetition_penalty", True, lambda v: v > 0, "positive"),
+        ("temperature", sampling, lambda v: v > 0, "positive"),
+        ("top_k", sampling, lambda v: v >= 0, "at least 0"),
+        ("top_p", sampling, lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    )
+    for name, applies, holds, rule in rules:
+        value = getattr(config, name, None)
+        if applies and value is not None and not holds(value):
+            raise UnsupportedArgument(f"{name} must be {rule}, got {value!r}.")
+
+
+def _check_stop_strings(config: GenerationConfig, tokenizer: Any) -> None:
+    if tokenizer is None:
+        raise UnsupportedArgument(
+            "stop_strings needs the tokenizer.", hint="Pass tokenizer=... beside it."
+        )
+    try:
+        StopStringCriteria(tokenizer=tokenizer, stop_strings=config.stop_strings)
+    except Exception as error:  # a word-level tokenizer, say, which cannot spell what it looks for
+        raise UnsupportedArgument(
+            f"transformers cannot look for stop strings with {type(tokenizer).__name__} of "
+            f"{len(tokenizer)} tokens: {error}.",
+            hint="Use eos_token_id=[...] with the ids that should end the answer.",
+        ) from error
+
+
 def _check_decoding(
     lm: PreTrainedModel, kwargs: Mapping[str, Any], config: GenerationConfig, requests: int
 ) -> None:
@@ -194,12 +233,8 @@ def _check_decoding(
         raise UnsupportedArgument(
             f"{type(streamer).__name__} shows one answer at a time, got {sequences}."
         )
-    if config.stop_strings is not None and kwargs.get("tokenizer") is None:
-        raise UnsupportedArgument(
-            "stop_strings needs the tokenizer.", hint="Pass tokenizer=... beside it."
-        )
-    if config.do_sample and config.temperature is not None and not config.temperature > 0:
-        raise UnsupportedArgument(f"temperature must be positive, got {config.temperature}.")
+    if config.stop_strings is not None:
+        _check_stop_strings(config, kwargs.get("tokenizer"))
     drafts = [
         name
         for name, value in (

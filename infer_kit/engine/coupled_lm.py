@@ -33,7 +33,7 @@ from infer_kit.engine.call import (
     without_inner_states,
 )
 from infer_kit.engine.image_features import ImageMemory
-from infer_kit.engine.pooling import Weights, resolve_pooling
+from infer_kit.engine.pooling import Weights, as_table, resolve_pooling
 from infer_kit.engine.recording import Recorder, TokenStatistics, token_statistics
 from infer_kit.engine.requests import Rows, entries_by_model, left_padded, token_ids
 from infer_kit.engine.stream_cache import StreamCache
@@ -141,6 +141,8 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             raise InferKitError(f"Unknown mode {mode!r}: use 'auto', 'fused' or 'serial'.")
         if isinstance(pool, str) and pool not in ("product", "mixture"):
             raise InferKitError(f"Unknown pool {pool!r}: use 'product', 'mixture' or a function.")
+        if weights is not None and not callable(weights):
+            as_table(weights)
         self._weights = weights
         self._pool: str | PoolFunction = pool
         self._mode = mode

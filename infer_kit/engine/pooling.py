@@ -168,13 +168,27 @@ def resolve_pooling(
     return Pooling(pool, table[:, kept].float(), None, running[:, kept], streams)
 
 
+def as_table(weights: Sequence | Tensor) -> Tensor:
+    """Given weights as a float64 tensor on the host.
+
+    Raises:
+        InferKitError: they are not numbers.
+    """
+    try:
+        return torch.as_tensor(weights, dtype=torch.float64).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InferKitError(
+            f"Weights are numbers, [K] or [B, K], or a function of the step; got {weights!r}."
+        ) from error
+
+
 def _table(weights: Sequence | Tensor | None, present: Tensor, pool: str | Callable) -> Tensor:
     """Weights as `[B, K]` float64, 0 where a request has no such stream."""
     requests, streams = present.shape
     if weights is None:
         table = present.double()
         return table / table.sum(1, keepdim=True) if pool == "mixture" else table
-    table = torch.as_tensor(weights, dtype=torch.float64).cpu()
+    table = as_table(weights)
     if tuple(table.shape) == (streams,):
         table = table.expand(requests, streams)
     elif tuple(table.shape) != (requests, streams):

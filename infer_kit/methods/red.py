@@ -7,7 +7,7 @@ arXiv 2507.07685.
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
@@ -92,7 +92,8 @@ class RED:
         normalize: divide both weights by their sum, so that temperature keeps its usual
             meaning under sampling; greedy answers do not change.
         kl_budget: in place of a weight: nats a token by which the pool may depart from the
-            image stream, KL(π ‖ p_x); λ is solved at every step.
+            image stream, KL(π ‖ p_x); λ is solved at every step, and is 100 where not even that
+            spends the budget.
         prompts: texts of your own, in place of `kind`.
         image_weight: the weight of the image stream; 0 reads the rationale alone.
         rationale_generation: generate arguments of step 1, apart from the answer's. Default:
@@ -103,7 +104,7 @@ class RED:
 
         Raises:
             InferKitError: weights are not finite, both a weight and a budget are given, the kind
-                is unknown, or processor and model do not belong together.
+                is unknown, or the processor's tokens are not the model's.
         """
         if weight is not None and kl_budget is not None:
             raise InferKitError(
@@ -113,6 +114,8 @@ class RED:
             raise InferKitError(f"kl_budget is in nats a token and positive, got {kl_budget!r}.")
         if kl_budget is not None and (normalize or image_weight != 1.0):
             raise InferKitError("kl_budget solves λ for image_weight=1 and normalize=False only.")
+        if prompts is not None and kind != "cot":
+            raise InferKitError(f"kind={kind!r} and prompts= both choose texts; give one of them.")
         if prompts is None:
             if kind not in KINDS:
                 raise InferKitError(f"Unknown kind {kind!r}: use one of {sorted(KINDS)}.")
@@ -184,11 +187,15 @@ class RED:
             Kind to `REDOutput`.
         """
         chats, _ = as_chats(messages)
+        kinds = (kinds,) if isinstance(kinds, str) else kinds
         unknown = [kind for kind in kinds if kind not in INTERVENTIONS]
         if unknown:
             raise InferKitError(f"Unknown interventions {unknown}: use {list(INTERVENTIONS)}.")
         if "shuffled" in kinds and len(chats) < 2:
-            raise InferKitError("Shuffling rationales needs at least two chats, got 1.")
+            raise InferKitError(
+                "Shuffling rationales needs at least two chats, got 1.",
+                hint="Leave it out: kinds=('own', 'empty').",
+            )
         if ("given" in kinds) != (given is not None):
             raise InferKitError("The intervention 'given' and the argument given= go together.")
         texts: dict[str, Any] = {
@@ -372,6 +379,12 @@ def _is_number(value: Any) -> bool:
 def _output(answers: Answers, rationales: list[str | None], single: bool) -> REDOutput:
     one = single and len(answers.texts) == 1
     traces = answers.traces
+    if traces is not None:  # without a rationale its stream was not even made
+        named = [{*trace.streams, *trace.idle} for trace in traces]
+        traces = [
+            trace if "rationale" in names else replace(trace, idle=(*trace.idle, "rationale"))
+            for trace, names in zip(traces, named, strict=True)
+        ]
     return REDOutput(
         text=answers.texts[0] if one else answers.texts,
         rationale=rationales[0] if single else rationales,

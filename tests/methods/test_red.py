@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from packaging import version
-from transformers import TextIteratorStreamer
+from transformers import GenerationConfig, TextIteratorStreamer
 
 from infer_kit.methods.prompts import Prompts
 from infer_kit.methods.red import RED
@@ -15,6 +15,7 @@ from infer_kit.pool import kl_divergence
 from infer_kit.testing import extended_row
 from tests.methods.conftest import SHORT, chat, picture
 from tests.tiny import reference_logits
+from tests.tiny.tokenizers import tiny_tokenizer
 
 Make = Callable[..., RED]
 QUESTION = chat("what is it?", picture(0))
@@ -293,3 +294,28 @@ def test_a_long_chat_does_not_shorten_the_rationale_of_another(lvlm, processor) 
         lvlm.generation_config.eos_token_id = eos
     assert together == alone
     assert len(together[0]) > 4 * len(together[1]) > 0
+
+
+def test_a_config_object_ends_answers_as_keywords_do(red: Make, lvlm) -> None:
+    first = red(weight=0).generate(QUESTION, **GREEDY).trace.token_ids
+    config = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=int(first[1]))
+    out = red(weight=0).generate(QUESTION, generation_config=config)
+    assert out.trace.token_ids.tolist() == first[:2].tolist()
+
+
+def test_a_rationale_of_weight_zero_did_not_matter(red: Make) -> None:
+    out = red().generate(BATCH, weight=[0.0, 0.5, 3.0], **GREEDY)
+    assert out.trace[0].streams == ("image",)
+    assert not out.trace[0].mattered("rationale")
+    assert out.trace[1].streams == ("image", "rationale")
+
+
+def test_images_between_texts_stay_there(red: Make) -> None:
+    content = [
+        {"type": "text", "text": "A:"},
+        {"type": "image", "image": picture(0)},
+        {"type": "text", "text": "B: same?"},
+    ]
+    (image,) = red(weight=0).group([{"role": "user", "content": content}], None, 0).streams
+    text = tiny_tokenizer().decode(image.context["input_ids"][0])
+    assert text.index("A:") < text.index("<image>") < text.index("B: same?")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from infer_kit.errors import InferKitError, PromptTooLong, UnsupportedArgument
 from infer_kit.methods.prompts import Prompts
@@ -32,6 +33,11 @@ def nothing_runs(model_calls: list[int]):
         ({"image_weight": 0.0, "weight": 0.0}, "Both weights of prompt 0 are 0"),
         ({"kl_budget": -1.0}, "positive, got -1.0"),
         ({"kl_budget": 0.1, "normalize": True}, "image_weight=1 and normalize=False only"),
+        ({"kind": "ccot"}, "kind='ccot' and prompts= both choose texts"),
+        ({"prompts": {}}, "prompts is a dict; expected `Prompts`"),
+        ({"weight": "0.5"}, "Weights must be finite numbers, got weight='0.5'"),
+        ({"normalize": True, "weight": -1.0}, "sum to 0: cannot be normalised"),
+        ({"rationale_generation": {"num_return_sequences": 2}}, "Each question has one rationale"),
         ({"prompts": None, "kind": "haiku"}, r"Unknown kind 'haiku': use one of \['ccot', 'cot'\]"),
         ({"rationale_generation": {"max_tokens": 3}}, "Unknown keyword 'max_tokens'"),
     ],
@@ -51,6 +57,7 @@ def test_constructor(red: Make, options: dict, message: str) -> None:
         ),
         ([QUESTION] * 2, {"weight": [1.0]}, "got 1 weights for 2 prompts"),
         ([QUESTION] * 2, {"weight": [1.0, math.nan]}, "Weights must be finite numbers"),
+        ([QUESTION], {"rationale": 5}, "rationale is a int; expected a text"),
         ([QUESTION], {"rationale": [3]}, "rationale of prompt 0 is a int"),
         (
             [QUESTION, chat("", picture(0))],
@@ -93,6 +100,16 @@ def test_messages(red: Make, messages: list, options: dict, message: str) -> Non
         ({"custom_generate": "x"}, "custom_generate='x' cannot work here"),
         ({"prefill_chunk_size": 4}, "prefill_chunk_size=4 cannot work here"),
         ({"negative_prompt_ids": torch.ones(1, 2)}, "negative_prompt_ids=<tensor"),
+        ({"num_beams": 0}, "num_beams must be at least 1, got 0"),
+        ({"do_sample": True, "top_k": -1}, "top_k must be at least 0, got -1"),
+        ({"do_sample": True, "top_p": 2.0}, "top_p must be above 0 and at most 1, got 2.0"),
+        ({"do_sample": True, "temperature": -1.0}, "temperature must be positive, got -1.0"),
+        ({"repetition_penalty": -1.0}, "repetition_penalty must be positive, got -1.0"),
+        ({"do_sample": True, "num_return_sequences": 0}, "num_return_sequences must be at least"),
+        ({"num_return_sequences": 2}, "num_return_sequences"),
+        ({"max_new_tokens": "8"}, "max_new_tokens is a whole number, got '8'"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"use_cache": None}, "use_cache=None cannot work here"),
         ({"num_beams": 2, "streamer": object()}, "A streamer cannot show beam search"),
         ({"num_beams": 2, "prompt_lookup_num_tokens": 2}, "does not work with num_beams=2"),
     ],
@@ -165,3 +182,32 @@ def test_prompts_are_replaceable_and_reach_the_streams(red: Make, processor) -> 
     assert texts[0].endswith("what is it? B<|bot|>") and "<image>" in texts[0]
     assert texts[1].endswith("notes C what is it?<|bot|>") and "<image>" not in texts[1]
     assert [s.name for s in streams] == ["image", "rationale"]
+
+
+def test_a_config_object_is_checked_as_generate_will_merge_it(red: Make, lvlm) -> None:
+    """What the object leaves open comes from the model's own config."""
+    own = lvlm.generation_config
+    own.prefill_chunk_size = 2
+    try:
+        with pytest.raises(UnsupportedArgument, match="prefill_chunk_size=2 cannot work here"):
+            red().generate(QUESTION, generation_config=GenerationConfig(max_new_tokens=4))
+    finally:
+        own.prefill_chunk_size = None
+
+
+def test_stop_strings_that_the_tokenizer_cannot_spell() -> None:
+    from infer_kit import demo
+
+    model, processor = demo.load()
+    words = RED(model, processor, prompts=demo.PROMPTS)
+    with pytest.raises(UnsupportedArgument, match="transformers cannot look for stop strings"):
+        words.generate("what color is the background ?", stop_strings=["green"])
+
+
+def test_interventions_check_given_rationales_first(red: Make) -> None:
+    with pytest.raises(InferKitError, match="got 1 rationales for 2 prompts"):
+        red().intervene([QUESTION] * 2, ("own", "given"), given=["a"])
+    with pytest.raises(InferKitError, match="at least two chats, got 1"):
+        red().intervene(QUESTION)
+    with pytest.raises(InferKitError, match=r"Unknown interventions \['none'\]"):
+        red().intervene([QUESTION] * 2, "none")
