@@ -33,7 +33,7 @@ class Answers:
 class Backend(Protocol):
     """Runs groups of streams. One a model and processor."""
 
-    def check(self, requests: int = 1, **generate_kwargs: Any) -> None:
+    def check(self, requests: int = 1, /, **generate_kwargs: Any) -> None:
         """Raise for generate arguments that cannot work, before anything is run."""
         ...
 

@@ -38,7 +38,7 @@ class TransformersBackend:
         self.rows = RowMaker(processor, model, chat_template)
         self._single = CoupledLM(model, mode=mode)
 
-    def check(self, requests: int = 1, **generate_kwargs: Any) -> None:
+    def check(self, requests: int = 1, /, **generate_kwargs: Any) -> None:
         resolve_call(self._single, self._keywords(generate_kwargs), requests)
 
     def render(self, chat: Chat, request: int) -> dict[str, Any]:

@@ -116,15 +116,19 @@ def resolve_call(
     return config
 
 
+def check_limits(limits: Sequence[int], requests: int) -> None:
+    """Raise `UnsupportedArgument` unless there is a positive number for each request."""
+    if len(limits) != requests or min(limits) < 1:
+        raise UnsupportedArgument(
+            f"limits needs a positive number for each of {requests} requests, got {limits}."
+        )
+
+
 class LengthLimits(StoppingCriteria):
     """Ends each request's sequences at its own number of new tokens."""
 
     def __init__(self, prompts: Tensor, limits: Sequence[int]) -> None:
         """Args: prompts: `[B, P]` the padded prompts. limits: B numbers of new tokens."""
-        if len(limits) != len(prompts) or min(limits) < 1:
-            raise UnsupportedArgument(
-                f"limits needs a positive number for each of {len(prompts)} requests, got {limits}."
-            )
         self.prompt_length = prompts.shape[1]
         self.limits = torch.tensor(limits, device=prompts.device)
 

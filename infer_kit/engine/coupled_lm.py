@@ -27,6 +27,7 @@ from infer_kit.engine.arguments import (
 from infer_kit.engine.cache_name import CACHE, CACHE_NAMES
 from infer_kit.engine.call import (
     LengthLimits,
+    check_limits,
     pad_token,
     resolve_call,
     warn_of_padding_penalty,
@@ -212,6 +213,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         if rows is None:
             return self._continue(weights, trace, kwargs)
         if limits is not None:
+            check_limits(limits, len(rows))
             kwargs["max_new_tokens"] = max(limits)
         config = resolve_call(self, kwargs, len(rows), trace)
         kwargs = without_inner_states(kwargs, config)

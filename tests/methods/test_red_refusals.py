@@ -94,6 +94,8 @@ def test_messages(red: Make, messages: list, options: dict, message: str) -> Non
     ("options", "message"),
     [
         ({"max_tokens": 3}, "Unknown keyword 'max_tokens'"),
+        ({"requests": 3}, "Unknown keyword 'requests'"),
+        ({"trace": False}, "Unknown keyword 'trace'"),
         ({"use_cache": False}, "use_cache=False cannot work here"),
         ({"guidance_scale": 2.0}, "guidance_scale=2.0 cannot work here"),
         ({"cache_implementation": "static"}, "cache_implementation='static' cannot work here"),
