@@ -64,8 +64,8 @@ def common_vocabulary_size(
         if len(set(sizes)) > 1:
             raise VocabularyMismatch(
                 f"Models disagree on vocabulary: {' vs '.join(map(str, sizes))} tokens.",
-                hint="Pass tokenizers=[...], one for each model, to check that the shared ids "
-                "name the same tokens (heads are often padded).",
+                hint="Pass tokenizers=[...] to CoupledLM, one for each model, to check that the "
+                "shared ids name the same tokens (heads are often padded).",
             )
         return common
     if len(tokenizers) != len(models):

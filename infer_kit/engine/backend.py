@@ -91,6 +91,8 @@ class TransformersBackend:
             each = len(new) // len(groups)
             new = [ids[: limits[row // each]] for row, ids in enumerate(new)]
         tokens = [_unpadded(ids, ends, pad_token(config) if pads else None) for ids in new]
+        if config.stop_strings is not None and (config.num_beams or 1) > 1:
+            tokens = [self._without_fill(ids, ends, config.stop_strings) for ids in tokens]
         return Answers(
             texts=[self.rows.tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens],
             tokens=tokens,
@@ -100,8 +102,17 @@ class TransformersBackend:
             output=output,
         )
 
+    def _without_fill(self, ids: list[int], ends: set[int], stop: str | list[str]) -> list[int]:
+        """Less the end token with which beam search fills rows, a pad id of 0 being none to it."""
+        if not ids or ids[-1] not in ends:
+            return ids
+        text = self.rows.tokenizer.decode(ids[:-1])
+        return ids[:-1] if text.endswith((stop,) if isinstance(stop, str) else tuple(stop)) else ids
+
     def _models_of(self, groups: Sequence[Group]) -> list[PreTrainedModel]:
         """One model for each stream, the same in every group."""
+        if not groups:
+            raise InferKitError("No requests: the list of groups is empty.")
         widest = max(groups, key=lambda group: len(group.streams))
         models = [stream.model or self.model for stream in widest.streams]
         for b, group in enumerate(groups):
@@ -135,15 +146,15 @@ class TransformersBackend:
             group = groups[row // per_group]
             ran = pooling.present[row // per_group].tolist()
             slots = [slot for slot, runs in enumerate(ran) if runs]
-            names = [group.streams[pooling.streams[slot]].name for slot in slots]
+            ran_streams = [pooling.streams[slot] for slot in slots]
             traces.append(
                 trace_of(
                     output.statistics,
                     row,
                     len(ids),
                     slots=slots,
-                    streams=names,
-                    idle=[stream.name for stream in group.streams if stream.name not in names],
+                    streams=[group.streams[k].name for k in ran_streams],
+                    idle=[s.name for k, s in enumerate(group.streams) if k not in ran_streams],
                     pool=pool if isinstance(pool, str) else "custom",
                     decode=lambda token: self.rows.tokenizer.decode([token]),
                 )

@@ -1,9 +1,11 @@
 """The keywords of one `generate` call: resolved as `generate` itself will, and checked."""
 
+import copy
 import difflib
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -105,12 +107,14 @@ def resolve_call(
         config.validate()
     except (ValueError, TypeError) as error:
         raise UnsupportedArgument(str(error)) from error
+    _check_objects(kwargs)
     _check_settings({name: getattr(config, name, None) for name in _REFUSED_SETTINGS})
     if getattr(config, "speculation_type", None) == "dflash":
         raise UnsupportedArgument("speculation_type='dflash' cannot work here: it drafts from one "
                                   "stream's hidden states; pass an assistant_model.")  # fmt: skip
     _check_ranges(config)
     _check_decoding(lm, kwargs, config, requests)
+    _check_processors(lm, config)
     if trace and not config.return_dict_in_generate:
         raise UnsupportedArgument("trace=True needs return_dict_in_generate=True.")
     return config
@@ -199,11 +203,42 @@ def _check_ranges(config: GenerationConfig) -> None:
         ("temperature", sampling, lambda v: v > 0, "positive"),
         ("top_k", sampling, lambda v: v >= 0, "at least 0"),
         ("top_p", sampling, lambda v: 0 < v <= 1, "above 0 and at most 1"),
+        ("typical_p", sampling, lambda v: 0 < v <= 1, "above 0 and at most 1"),
+        ("min_p", sampling, lambda v: 0 <= v <= 1, "between 0 and 1"),
     )
     for name, applies, holds, rule in rules:
         value = getattr(config, name, None)
-        if applies and value is not None and not holds(value):
+        if applies and value is not None and not (isinstance(value, Real) and holds(value)):
             raise UnsupportedArgument(f"{name} must be {rule}, got {value!r}.")
+
+
+def _check_objects(kwargs: Mapping[str, Any]) -> None:
+    """Arguments that are objects have what `generate` will call."""
+    streamer, assistant = kwargs.get("streamer"), kwargs.get("assistant_model")
+    if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise UnsupportedArgument(
+            f"streamer is a {type(streamer).__name__}; expected put() and end(), as TextStreamer."
+        )
+    if assistant is not None and not isinstance(assistant, PreTrainedModel):
+        raise UnsupportedArgument(
+            f"assistant_model is a {type(assistant).__name__}; expected a transformers model."
+        )
+    for name in ("stopping_criteria", "logits_processor"):
+        value = kwargs.get(name)
+        if value is not None and not (isinstance(value, list) and all(map(callable, value))):
+            raise UnsupportedArgument(
+                f"{name} is a {type(value).__name__}; expected a list of callables."
+            )
+
+
+def _check_processors(lm: PreTrainedModel, config: GenerationConfig) -> None:
+    """Build once, and drop, the processors that `generate` will build after the prompts."""
+    tried = copy.deepcopy(config)
+    try:
+        lm._prepare_special_tokens(tried, True, device=lm.device)
+        lm._get_logits_processor(tried, input_ids_seq_length=1, device=lm.device)
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise UnsupportedArgument(str(error)) from error
 
 
 def _check_stop_strings(config: GenerationConfig, tokenizer: Any) -> None:

@@ -196,7 +196,9 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             trace: also return `statistics` (`TokenStatistics`) on the output; needs
                 `return_dict_in_generate=True`.
             images: encoded images to share with other calls; None shares them within this one.
-            limits: most new tokens of each request, in place of `max_new_tokens`.
+            limits: most new tokens of each request, in place of `max_new_tokens`. A request that
+                reached its own is padded while others go on (transformers pads only where there is
+                an end token; without one, cut the row).
             **kwargs: whatever `GenerationMixin.generate` takes, except what cannot work with
                 several streams, which is refused by name.
 
@@ -211,7 +213,11 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             InferKitError: before any forward pass, for input that cannot work.
         """
         if rows is None:
-            return self._continue(weights, trace, kwargs)
+            if any(value is not None for value in (weights, images, limits)) or trace:
+                raise InferKitError(
+                    "A continued state keeps its weights, images and limits, and has no trace."
+                )
+            return self._continue(kwargs)
         if limits is not None:
             check_limits(limits, len(rows))
             kwargs["max_new_tokens"] = max(limits)
@@ -229,6 +235,9 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             criteria = [*(kwargs.get("stopping_criteria") or ()), LengthLimits(ids, limits)]
             kwargs["stopping_criteria"] = StoppingCriteriaList(criteria)
         output = super().generate(input_ids=ids, attention_mask=mask, **{CACHE: cache}, **kwargs)
+        sequences = output.sequences if isinstance(output, ModelOutput) else output
+        # Beam search without an end token fills with -1 where the pad id is 0.
+        sequences.masked_fill_(sequences < 0, pad_token(config))
         if isinstance(output, ModelOutput):
             output.engines = cache.engines
         if record:
@@ -240,10 +249,8 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             output.statistics = self._statistics(rows, weights, images, written)
         return output
 
-    def _continue(self, weights: Weights | None, trace: bool, kwargs: dict[str, Any]) -> Any:
+    def _continue(self, kwargs: dict[str, Any]) -> Any:
         """Go on from a returned state; see `generate`."""
-        if weights is not None or trace:
-            raise InferKitError("A continued state keeps its weights and has no trace.")
         cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
         ids = kwargs.get("input_ids")
         if not isinstance(cache, StreamCache) or not isinstance(ids, Tensor):

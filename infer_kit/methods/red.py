@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class REDOutput:
 
     Attributes:
         text: str, the answer.
-        rationale: str, what the rationale stream read; None where its weight is 0.
+        rationale: str, the rationale, own or given; None where the weight is 0 and none was given.
         trace: `Trace`, each stream's part in each token; None with `trace=False`.
         sequences: `[R, prompt + new]` ids, the image stream's padded prompt first.
         engines: how the streams were run ("fused" or "serial").
@@ -129,8 +130,14 @@ class RED:
         self.prompts = prompts
         self.trace = trace
         self._weights(1, None)  # raises for weights that cannot be
-        self._rationale_generation = {"do_sample": False} | (rationale_generation or {})
-        if self._rationale_generation.get("num_return_sequences", 1) != 1:
+        self._rationale_generation = dict(rationale_generation or {})
+        config = self._rationale_generation.get("generation_config")
+        if config is None:
+            self._rationale_generation.setdefault("do_sample", False)
+        returned = self._rationale_generation.get(
+            "num_return_sequences", getattr(config, "num_return_sequences", None)
+        )
+        if returned not in (None, 1):
             raise InferKitError("Each question has one rationale: num_return_sequences must be 1.")
         self.backend: Backend = backend_for(model, processor, chat_template, mode)
         self.backend.check(**self._rationale_generation)
@@ -289,12 +296,16 @@ class RED:
         answers = self.backend.generate(
             groups, memory=memory, limits=None if own_limit else rooms, **settings
         )
+        stops_otherwise = "stopping_criteria" in settings or any(
+            getattr(source, "stop_strings", None)
+            for source in (SimpleNamespace(**settings), settings.get("generation_config"))
+        )
         texts = []
         for b, text, ended in zip(requests, answers.texts, answers.ended, strict=True):
             text = self.backend.clean(text).strip()
             if not text:
                 warnings.warn(f"The rationale of prompt {b} is empty.", stacklevel=4)
-            elif not ended and "stop_strings" not in settings:
+            elif not ended and not stops_otherwise:
                 warnings.warn(
                     f"The rationale of prompt {b} was cut at the length limit. Raise it with "
                     "rationale_generation={'max_new_tokens': ...}.",

@@ -82,7 +82,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"prompt_lookup_num_tokens": 3},
         "prompt_lookup_num_tokens works for one request at a time, g",
     ),
-    ({"assistant_model": 1}, "assistant_model works for one request at a time, got 2"),
+    (
+        {"assistant_model": model_of("llama")},
+        "assistant_model works for one request at a time, got 2",
+    ),
     ({"stop_strings": ["x"]}, "stop_strings needs the tokenizer"),
     ({"do_sample": True, "temperature": 0.0}, "temperature"),
     ({"num_return_sequences": 2}, "num_return_sequences"),  # greedy search writes one

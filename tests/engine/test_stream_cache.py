@@ -73,7 +73,7 @@ def test_a_returned_state_can_be_continued(family: str, way: str, mode: str) -> 
 def test_a_continued_state_takes_no_weights_and_no_trace() -> None:
     lm = CoupledLM([model_of("llama")] * 2)
     for options in ({"weights": [1.0, 2.0]}, {"trace": True}):
-        with pytest.raises(InferKitError, match="keeps its weights and has no trace"):
+        with pytest.raises(InferKitError, match="keeps its weights, images and limits"):
             lm.generate(None, input_ids=torch.ones(1, 1, dtype=torch.long), **options)
 
 

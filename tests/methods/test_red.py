@@ -319,3 +319,22 @@ def test_images_between_texts_stay_there(red: Make) -> None:
     (image,) = red(weight=0).group([{"role": "user", "content": content}], None, 0).streams
     text = tiny_tokenizer().decode(image.context["input_ids"][0])
     assert text.index("A:") < text.index("<image>") < text.index("B: same?")
+
+
+@pytest.mark.filterwarnings("ignore:The rationale of prompt 0 is empty")
+def test_a_config_object_may_sample_rationales(red: Make) -> None:
+    config = GenerationConfig(do_sample=True, temperature=5.0, max_new_tokens=8)
+    maker = red(rationale_generation={"generation_config": config})
+    assert len({maker.rationales(QUESTION) for _ in range(4)}) > 1
+
+
+def test_stop_strings_under_beams_add_no_end_token(red: Make, processor) -> None:
+    """Beam search takes a pad id of 0 for none, and fills with the end token."""
+    maker = red(weight=0)
+    whole = maker.generate(QUESTION, num_beams=3, **GREEDY)
+    stop = processor.tokenizer.decode([whole.trace.token_ids[2]])
+    out = maker.generate([QUESTION, BATCH[1]], num_beams=3, stop_strings=[stop], **GREEDY)
+    for text, trace in zip(out.text, out.trace, strict=True):
+        if stop in text:
+            assert trace.token_ids[-1] != 2 and text.endswith(stop)
+    assert any(stop in text for text in out.text)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, TextStreamer
 
 from infer_kit.errors import InferKitError, PromptTooLong, UnsupportedArgument
 from infer_kit.methods.prompts import Prompts
@@ -38,6 +38,14 @@ def nothing_runs(model_calls: list[int]):
         ({"weight": "0.5"}, "Weights must be finite numbers, got weight='0.5'"),
         ({"normalize": True, "weight": -1.0}, "sum to 0: cannot be normalised"),
         ({"rationale_generation": {"num_return_sequences": 2}}, "Each question has one rationale"),
+        (
+            {
+                "rationale_generation": {
+                    "generation_config": GenerationConfig(num_return_sequences=2, num_beams=2)
+                }
+            },
+            "Each question has one rationale",
+        ),
         ({"prompts": None, "kind": "haiku"}, r"Unknown kind 'haiku': use one of \['ccot', 'cot'\]"),
         ({"rationale_generation": {"max_tokens": 3}}, "Unknown keyword 'max_tokens'"),
     ],
@@ -112,7 +120,15 @@ def test_messages(red: Make, messages: list, options: dict, message: str) -> Non
         ({"max_new_tokens": "8"}, "max_new_tokens is a whole number, got '8'"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"use_cache": None}, "use_cache=None cannot work here"),
-        ({"num_beams": 2, "streamer": object()}, "A streamer cannot show beam search"),
+        ({"do_sample": True, "temperature": "x"}, "temperature must be positive, got 'x'"),
+        ({"do_sample": True, "min_p": 2.0}, "min_p must be between 0 and 1, got 2.0"),
+        ({"bad_words_ids": [3]}, "bad_words_ids"),
+        ({"sequence_bias": {}}, "sequence_bias"),
+        ({"streamer": 3}, "streamer is a int; expected put"),
+        ({"assistant_model": "x"}, "assistant_model is a str; expected a transformers model"),
+        ({"stopping_criteria": print}, "stopping_criteria is a builtin.*expected a list"),
+        ({"logits_processor": [1]}, "logits_processor is a list; expected a list of callables"),
+        ({"num_beams": 2, "streamer": TextStreamer(None)}, "A streamer cannot show beam search"),
         ({"num_beams": 2, "prompt_lookup_num_tokens": 2}, "does not work with num_beams=2"),
     ],
 )
