@@ -17,6 +17,7 @@ class Answers:
         texts: the new text of each sequence, without special tokens.
         tokens: the new token ids of each, the end token included, no padding.
         ended: whether each closed with an end token.
+        cut: whether each stopped at its limit of new tokens, without one.
         traces: each stream's part in each token, or None where it was not asked for.
         engines: how the streams were run, one name a model ("fused", "serial").
         output: the backend's own output object.
@@ -25,6 +26,7 @@ class Answers:
     texts: list[str]
     tokens: list[list[int]]
     ended: list[bool]
+    cut: list[bool]
     traces: list[Trace] | None
     engines: tuple[str, ...]
     output: Any

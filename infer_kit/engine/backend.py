@@ -73,8 +73,6 @@ class TransformersBackend:
         )
         kwargs = self._keywords(generate_kwargs)
         prompt = max(g.streams[g.primary].context["input_ids"].shape[1] for g in groups)
-        checked = kwargs if limits is None else {**kwargs, "max_new_tokens": max(limits)}
-        config = resolve_call(lm, checked, len(groups), trace)
         output = lm.generate(
             [[stream.context for stream in group.streams] for group in groups],
             weights=weight_table(groups) if weights is None else weights,
@@ -83,20 +81,26 @@ class TransformersBackend:
             limits=limits,
             **kwargs,
         )
+        config = output.generation_config
         ends = end_tokens(config)
         # Only a criterion other than the end token leaves padding after a row without one.
         pads = any((config.stop_strings, kwargs.get("stopping_criteria")))
         new = output.sequences[:, prompt:].tolist()
+        longest = [len(ids) for ids in new]
         if limits is not None:
-            each = len(new) // len(groups)
-            new = [ids[: limits[row // each]] for row, ids in enumerate(new)]
+            longest = [limit for limit in limits for _ in range(len(new) // len(groups))]
+            new = [ids[:limit] for ids, limit in zip(new, longest, strict=True)]
         tokens = [_unpadded(ids, ends, pad_token(config) if pads else None) for ids in new]
         if config.stop_strings is not None and (config.num_beams or 1) > 1:
             tokens = [self._without_fill(ids, ends, config.stop_strings) for ids in tokens]
         return Answers(
             texts=[self.rows.tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens],
             tokens=tokens,
-            ended=[bool(ids) and ids[-1] in ends for ids in tokens],
+            ended=(ended := [bool(ids) and ids[-1] in ends for ids in tokens]),
+            cut=[
+                len(ids) == limit and not closed and (limits is not None or not pads)
+                for ids, limit, closed in zip(tokens, longest, ended, strict=True)
+            ],
             traces=self._traces(output, tokens, groups, pool) if trace else None,
             engines=output.engines,
             output=output,

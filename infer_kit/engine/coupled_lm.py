@@ -204,8 +204,8 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
 
         Returns:
             What `generate` returns. Sequences start with the primary stream's prompt, left-padded.
-            An output object also says how the streams ran: `engines`, "fused" or "serial" for each
-            model.
+            An output object also says how the streams ran (`engines`, "fused" or "serial" for each
+            model) and the `generation_config` in force.
             Hidden states and attentions are None. To continue, call
             `generate(None, input_ids=<sequences and new ids>, past_key_values=<returned>)`.
 
@@ -240,6 +240,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         sequences.masked_fill_(sequences < 0, pad_token(config))
         if isinstance(output, ModelOutput):
             output.engines = cache.engines
+            output.generation_config = config
         if record:
             assert cache.recorder is not None
             output.statistics = cache.recorder.finish(output.sequences[:, -1])

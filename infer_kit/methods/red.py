@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -296,16 +295,12 @@ class RED:
         answers = self.backend.generate(
             groups, memory=memory, limits=None if own_limit else rooms, **settings
         )
-        stops_otherwise = "stopping_criteria" in settings or any(
-            getattr(source, "stop_strings", None)
-            for source in (SimpleNamespace(**settings), settings.get("generation_config"))
-        )
         texts = []
-        for b, text, ended in zip(requests, answers.texts, answers.ended, strict=True):
+        for b, text, cut in zip(requests, answers.texts, answers.cut, strict=True):
             text = self.backend.clean(text).strip()
             if not text:
                 warnings.warn(f"The rationale of prompt {b} is empty.", stacklevel=4)
-            elif not ended and not stops_otherwise:
+            elif cut:
                 warnings.warn(
                     f"The rationale of prompt {b} was cut at the length limit. Raise it with "
                     "rationale_generation={'max_new_tokens': ...}.",
