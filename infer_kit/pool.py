@@ -5,6 +5,7 @@ Pure tensor functions, shared by every backend; this module imports torch alone.
 Shape suffixes: R rows (one a sequence being written), K streams, n positions, V tokens.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -70,6 +71,25 @@ def mixture(logprobs: Tensor, weights: Tensor) -> Tensor:
         `[R, n, V]` normalised log-probabilities.
     """
     return torch.logsumexp(_by_position(weights, logprobs).log()[..., None] + logprobs, dim=1)
+
+
+def plausible(pooled: Tensor, expert: Tensor, cutoff: float) -> Tensor:
+    r"""Pooled scores with the tokens that an expert finds implausible excluded.
+
+    Token v stays iff $\log p_0(v) \ge \log \beta + \max_u \log p_0(u)$ (Li et al., "Contrastive
+    Decoding", ACL 2023, eq. 2, there α): a contrast of distributions is meaningless where both are
+    tiny.
+
+    Args:
+        pooled: `[R, n, V]` scores.
+        expert: `[R, n, V]` logits or log-probabilities of the expert.
+        cutoff: β in (0, 1]; 1 keeps the expert's best token alone.
+
+    Returns:
+        `[R, n, V]`, −inf where excluded.
+    """
+    floor = expert.amax(-1, keepdim=True) + math.log(cutoff)
+    return pooled.masked_fill(expert < floor, -torch.inf)
 
 
 def kl_divergence(weight: Tensor, base: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from infer_kit.engine.cache_name import CACHE
-from infer_kit.engine.prefill import forward_parameters
+from infer_kit.engine.context_prefix import PREFIX, ContextPrefix, prompt_length
+from infer_kit.engine.model_facts import forward_parameters
 from infer_kit.errors import InferKitError, PromptTooLong, VocabularyMismatch
 
 
@@ -135,10 +136,16 @@ def check_rows(
 def check_inputs(inputs: Any, model: PreTrainedModel, where: str) -> None:
     """Raise `InferKitError`, starting with `where`, for a prompt that cannot be a stream."""
     _check_tokens(inputs, model, where)
+    prefix = inputs.get(PREFIX)
+    if prefix is not None and (not isinstance(prefix, ContextPrefix) or prefix.model is not model):
+        raise InferKitError(
+            f"{where}: its prefix was not read by this {type(model).__name__}.",
+            hint="A prefix holds the states of one model, and serves no other.",
+        )
     taken = forward_parameters(model)
     taken |= set(inspect.signature(model.prepare_inputs_for_generation).parameters)
     for key, value in inputs.items():
-        if value is not None and key not in taken:
+        if value is not None and key not in taken and key != PREFIX:
             raise InferKitError(
                 f"{where}: {type(model).__name__} does not take {key!r}. Was the prompt made by "
                 "another model's processor?"
@@ -187,9 +194,9 @@ def _check_tokens(inputs: Any, model: PreTrainedModel, where: str) -> None:
                 "the prompt made by another model's processor?"
             )
     limit = context_length(model)
-    if limit is not None and ids.shape[1] > limit:
+    if limit is not None and prompt_length(inputs) > limit:
         raise PromptTooLong(
-            f"{where}: the prompt is {ids.shape[1]:,} tokens, the model takes {limit:,}."
+            f"{where}: the prompt is {prompt_length(inputs):,} tokens, the model takes {limit:,}."
         )
 
 
@@ -231,7 +238,7 @@ def _check_lengths(
             limit = context_length(models[k])
             if inputs is None or limit is None:
                 continue
-            length = inputs["input_ids"].shape[1]
+            length = prompt_length(inputs)
             if length + new <= limit:
                 continue
             message = (

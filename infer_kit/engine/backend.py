@@ -11,6 +11,7 @@ from infer_kit.chats import Chat, load_images
 from infer_kit.engine.arguments import check_inputs, context_length
 from infer_kit.engine.cache_name import cache_of
 from infer_kit.engine.call import end_tokens, pad_token, resolve_call
+from infer_kit.engine.context_prefix import prompt_length
 from infer_kit.engine.coupled_lm import CoupledLM
 from infer_kit.engine.image_features import ImageMemory
 from infer_kit.engine.rows import RowMaker
@@ -48,7 +49,7 @@ class TransformersBackend:
 
     def room(self, context: dict[str, Any]) -> int | None:
         limit = context_length(self.model)
-        return None if limit is None else max(limit - context["input_ids"].shape[1], 0)
+        return None if limit is None else max(limit - prompt_length(context), 0)
 
     def clean(self, text: str) -> str:
         return self.rows.without_special_tokens(text)
@@ -72,7 +73,7 @@ class TransformersBackend:
             models, pool=pool, normalize=normalize, primary=groups[0].primary, mode=self.mode
         )
         kwargs = self._keywords(generate_kwargs)
-        prompt = max(g.streams[g.primary].context["input_ids"].shape[1] for g in groups)
+        prompt = max(prompt_length(g.streams[g.primary].context) for g in groups)
         output = lm.generate(
             [[stream.context for stream in group.streams] for group in groups],
             weights=weight_table(groups) if weights is None else weights,

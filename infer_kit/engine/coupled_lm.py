@@ -33,6 +33,7 @@ from infer_kit.engine.call import (
     warn_of_padding_penalty,
     without_inner_states,
 )
+from infer_kit.engine.context_prefix import prompt_ids
 from infer_kit.engine.image_features import ImageMemory
 from infer_kit.engine.pooling import Weights, as_table, resolve_pooling
 from infer_kit.engine.recording import Recorder, TokenStatistics, token_statistics
@@ -101,6 +102,8 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         primary: int = 0,
         normalize: bool = False,
         tokenizers: Sequence[Any] | None = None,
+        plausibility: float = 0.0,
+        experts: Sequence[int] | None = None,
     ) -> None:
         """Args:
         models: one model for each stream (the same object as often as it has streams; those
@@ -118,6 +121,10 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             meaning for a product).
         tokenizers: one for each model; needed where the models' heads differ in size, to check
             that the ids they share mean the same tokens.
+        plausibility: β in [0, 1]: a token stays only if the expert gives it at least β times the
+            probability of the expert's best token. Applied before all processors; 0 is off.
+        experts: the streams whose distribution (of several: the product by their weights, which
+            are normalised) is the expert. None for the primary stream.
 
         Raises:
             InferKitError: a model cannot be a stream (encoder-decoder, a cache of its own, in
@@ -144,6 +151,10 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             raise InferKitError(f"Unknown pool {pool!r}: use 'product', 'mixture' or a function.")
         if weights is not None and not callable(weights):
             as_table(weights)
+        if isinstance(plausibility, str | bool) or not 0 <= plausibility <= 1:
+            raise InferKitError(f"plausibility is β between 0 and 1, got {plausibility!r}.")
+        self._plausibility = float(plausibility)
+        self._experts = (primary,) if experts is None else tuple(experts)
         self._weights = weights
         self._pool: str | PoolFunction = pool
         self._mode = mode
@@ -360,6 +371,8 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             self._weights if weights is None else weights,
             present_streams(rows, len(models)),
             self._normalize,
+            self._plausibility,
+            self._experts,
         ).on(self.device)
         return StreamCache(
             entries=entries_by_model(rows, models, pooling, images),
@@ -375,7 +388,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
     def _prompts(self, rows: Rows) -> list[Tensor]:
         """The ids of each request's primary prompt."""
         primary = [row[self._primary] for row in rows]
-        return [inputs["input_ids"][0] for inputs in primary if inputs is not None]
+        return [prompt_ids(inputs)[0] for inputs in primary if inputs is not None]
 
     def _primary_prompts(self, rows: Rows, config: GenerationConfig) -> tuple[Tensor, Tensor]:
         """The primary prompts `[B, longest]`, left-padded, and their mask."""

@@ -16,13 +16,9 @@ from transformers.cache_utils import Cache
 
 from infer_kit.engine.cache_merge import check_mergeable, has_keys, merge_caches
 from infer_kit.engine.cache_name import CACHE
-from infer_kit.engine.prefill import (
-    Entry,
-    Prefilled,
-    cross_attention_layers,
-    equal_length_batches,
-    prefill,
-)
+from infer_kit.engine.context_prefix import PREFIX, prompt_ids
+from infer_kit.engine.model_facts import cross_attention_layers
+from infer_kit.engine.prefill import Entry, Prefilled, prefill, prefill_batches
 from infer_kit.errors import NotMergeable
 
 # Inputs that describe the tokens, with their token axis; the others describe the images, which
@@ -81,6 +77,8 @@ def build_group(
 ) -> StreamGroup:
     """Prefill all streams of one model and put them into the engine that `mode` asks for.
 
+    Streams that read one and the same row share its prefill where they are fused.
+
     Args:
         model: the model that all entries run on.
         entries: ordered by request, then stream.
@@ -93,10 +91,12 @@ def build_group(
     prefilled: list[Prefilled] = []
     cross_attention = cross_attention_layers(model)
     try:
-        for batch in [entries[:1], *equal_length_batches(entries[1:])]:
+        first = 0 if PREFIX in entries[0].inputs else 1  # alone, it says whether caches merge
+        distinct = _distinct(entries)
+        for batch in [distinct[:first], *prefill_batches(distinct[first:])][1 - first :]:
             prefilled.append(prefill(model, batch))
-            check_mergeable(prefilled[-1].cache, batch[0].length, cross_attention)
-        return FusedGroup(model, prefilled, requests)
+            check_mergeable(prefilled[-1].cache, prefilled[-1].length, cross_attention)
+        return FusedGroup(model, prefilled, entries, requests)
     except NotMergeable as error:
         if mode == "fused":
             raise
@@ -118,11 +118,21 @@ class FusedGroup:
     engine = "fused"
 
     def __init__(
-        self, model: PreTrainedModel, prefilled: Sequence[Prefilled], requests: int
+        self,
+        model: PreTrainedModel,
+        prefilled: Sequence[Prefilled],
+        entries: Sequence[Entry],
+        requests: int,
     ) -> None:
+        """Args:
+        prefilled: the states of all distinct rows of `entries`.
+        entries: every stream, ordered by request, then stream.
+        requests: how many there are.
+        """
         self.model = model
-        entries = [entry for state in prefilled for entry in state.entries]
-        order = sorted(range(len(entries)), key=lambda i: (entries[i].request, entries[i].stream))
+        read = [entry for state in prefilled for entry in state.entries]
+        place = {id(entry.inputs): i for i, entry in enumerate(read)}
+        order = [place[id(entry.inputs)] for entry in entries]
         logits = torch.cat([state.logits for state in prefilled])
         device = logits.device
         self.position: Tensor | None = None
@@ -130,18 +140,17 @@ class FusedGroup:
             positions = [state.position for state in prefilled if state.position is not None]
             self.position = torch.cat(positions, dim=-2) + 1
         self.cache = merge_caches(
-            [state.cache for state in prefilled], [state.entries[0].length for state in prefilled]
+            [state.cache for state in prefilled], [state.length for state in prefilled]
         )
         self.mask: Tensor | None = None
         if any(has_keys(layer) for layer in self.cache.layers):  # Mamba has none, and no pads
-            self.mask = _left_padded_mask([entry.length for entry in entries], device)
-        if order == list(range(len(order))):
+            self.mask = _left_padded_mask([entry.length for entry in read], device)
+        if order == list(range(len(read))):
             self.prompt_logits = logits
-        else:  # prompts of equal length were prefilled together
+        else:  # prompts were prefilled together, or once for several streams
             rows = torch.tensor(order, device=device)
             self.prompt_logits = logits.index_select(0, rows)
             self._select_states(rows)
-            entries = [entries[i] for i in order]
         self.owner = torch.tensor([entry.request for entry in entries], device=device)
         self.stream = torch.tensor([entry.stream for entry in entries], device=device)
         self._streams_each = _uniform_count([entry.request for entry in entries], requests)
@@ -247,7 +256,7 @@ class _SerialState:
         self.model = model
         (self.entry,) = prefilled.entries
         self.outputs = prefilled.outputs
-        self.ids = self.entry.inputs["input_ids"].to(prefilled.logits.device)
+        self.ids = prompt_ids(self.entry.inputs).to(prefilled.logits.device)
         self.owner = torch.tensor([self.entry.request], device=self.ids.device)
         self.kwargs = {
             key: value
@@ -295,6 +304,14 @@ class _SerialState:
         for key in _TOKEN_AXIS.keys() & self.kwargs.keys():
             value, axis = self.kwargs[key], _TOKEN_AXIS[key]
             self.kwargs[key] = value.narrow(axis, 0, value.shape[axis] - tokens)
+
+
+def _distinct(entries: Sequence[Entry]) -> list[Entry]:
+    """The first entry of every row object."""
+    first: dict[int, Entry] = {}
+    for entry in entries:
+        first.setdefault(id(entry.inputs), entry)
+    return list(first.values())
 
 
 def _uniform_count(owners: Sequence[int], requests: int) -> int | None:

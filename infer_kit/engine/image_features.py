@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from infer_kit.engine.prefill import forward_parameters
+from infer_kit.engine.model_facts import forward_parameters
 from infer_kit.errors import InferKitError
 
 # What positions or placeholders are still computed from, when the features are there already.
@@ -172,6 +172,31 @@ def _split(output: Any, tokens_per_image: list[int]) -> list[EncodedImage]:
         EncodedImage(features, tuple(layer[i] for layer in parts))
         for i, features in enumerate(table.split(tokens_per_image))
     ]
+
+
+def can_be_joined(output: Any) -> bool:
+    """Whether the encoder's output for several prompts can be made one (not Llama 4's)."""
+    return output.pooler_output is not None
+
+
+def joined_outputs(outputs: Sequence[Any]) -> Any:
+    """The encoder's outputs for several prompts as one, in their order."""
+    joined = copy.copy(outputs[0])
+    joined.pooler_output = _concatenated([output.pooler_output for output in outputs])
+    if getattr(joined, "deepstack_features", None):
+        layers = zip(*(output.deepstack_features for output in outputs), strict=True)
+        joined.deepstack_features = [_concatenated(layer) for layer in layers]
+    return joined
+
+
+def _concatenated(features: Sequence[Any]) -> Any:
+    """Features of several prompts in the layout that each has: by image where it has an axis."""
+    if not isinstance(features[0], Tensor):
+        parts = [part for several in features for part in several]
+        return tuple(parts) if isinstance(features[0], tuple) else parts
+    if len({part.shape[1:] for part in features}) == 1:
+        return torch.cat(tuple(features))
+    return _like(features[0], torch.cat([_flat(part) for part in features]))
 
 
 def _joined(like: Any, images: Sequence[EncodedImage]) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from infer_kit.errors import InferKitError
-from infer_kit.pool import PoolFunction, Step, WeightFunction, mixture, product
+from infer_kit.pool import PoolFunction, Step, WeightFunction, mixture, plausible, product
 
 Weights = Sequence[float] | Sequence[Sequence[float]] | Tensor | WeightFunction
 
@@ -26,6 +26,9 @@ class Pooling:
         present: `[B, K]` bool, the (request, stream) pairs that run.
         streams: indices of the K running streams among those that the caller named.
         normalize: divide function-given weights by their sum.
+        plausibility: β of the plausibility cut-off, 0 for none.
+        experts: places among `streams` of those whose distribution, or normalised weighted product,
+            says what is plausible.
     """
 
     pool: str | PoolFunction
@@ -34,11 +37,15 @@ class Pooling:
     present: Tensor
     streams: tuple[int, ...]
     normalize: bool = False
+    plausibility: float = 0.0
+    experts: tuple[int, ...] = ()
 
     @cached_property
     def is_identity(self) -> bool:
         """One stream of weight exactly 1: its raw logits are the answer, untouched."""
         if callable(self.pool) or self.weights is None or len(self.streams) > 1:
+            return False
+        if self.plausibility:
             return False
         return bool((self.weights == 1).all())
 
@@ -107,8 +114,21 @@ class Pooling:
             request: `[R]`, the request of each sequence.
 
         Returns:
-            `[R, n, V]` float32.
+            `[R, n, V]` float32; −inf for what the cut-off excludes.
         """
+        pooled = self._pooled(logits, weights, request)
+        if not self.plausibility:
+            return pooled
+        return plausible(pooled, self._expert(logits, weights), self.plausibility)
+
+    def _expert(self, logits: Tensor, weights: Tensor) -> Tensor:
+        """`[R, n, V]` logits of the expert: one stream, or the product of several."""
+        if len(self.experts) == 1:
+            return logits[:, self.experts[0]]
+        chosen = weights[:, list(self.experts)]
+        return product(logits[:, list(self.experts)], chosen / chosen.sum(1, keepdim=True))
+
+    def _pooled(self, logits: Tensor, weights: Tensor, request: Tensor) -> Tensor:
         if self.pool == "product":
             return product(logits, weights, signed=self.signed)
         log_z = logits.logsumexp(-1, keepdim=True)
@@ -132,6 +152,8 @@ def resolve_pooling(
     weights: Weights | None,
     present: Tensor,
     normalize: bool = False,
+    plausibility: float = 0.0,
+    experts: Sequence[int] = (0,),
 ) -> Pooling:
     """Check the weights of one call and find out which streams need to run.
 
@@ -141,14 +163,19 @@ def resolve_pooling(
             functions) or 1 / (number of streams) each (mixture).
         present: `[B, K]` bool, the streams that each request has.
         normalize: divide the weights of each request by their sum.
+        plausibility: β of the plausibility cut-off, between 0 (none) and 1.
+        experts: the streams that say what is plausible.
 
     Raises:
-        InferKitError: a weight is not finite, a mixture's is negative or they do not sum to 1, all
-            weights of a request are zero, or the shape is neither `[K]` nor `[B, K]`.
+        InferKitError: a weight is not finite, an expert has none, a mixture's is negative or they
+            do not sum to 1, all weights of a request are zero, or the shape is neither `[K]` nor
+            `[B, K]`.
     """
     every = tuple(range(present.shape[1]))
+    experts = tuple(experts) if plausibility else ()
     if callable(weights):
-        return Pooling(pool, None, weights, present, every, normalize)
+        _check_experts(present, plausibility, experts)
+        return Pooling(pool, None, weights, present, every, normalize, plausibility, experts)
     table = _table(weights, present, pool)
     if normalize:
         total = table.sum(1, keepdim=True)
@@ -161,11 +188,33 @@ def resolve_pooling(
         table = table / total
     _check(table, present, pool)
     if callable(pool):  # it may use a stream of weight 0, so every stream runs
-        return Pooling(pool, table.float(), None, present, every)
+        _check_experts(present, plausibility, experts)
+        return Pooling(pool, table.float(), None, present, every, False, plausibility, experts)
     running = present & (table != 0)
+    _check_experts(running, plausibility, experts)
     streams = tuple(k for k in every if bool(running[:, k].any()))
     kept = list(streams)
-    return Pooling(pool, table[:, kept].float(), None, running[:, kept], streams)
+    return Pooling(
+        pool,
+        table[:, kept].float(),
+        None,
+        running[:, kept],
+        streams,
+        plausibility=plausibility,
+        experts=tuple(streams.index(k) for k in experts),
+    )
+
+
+def _check_experts(running: Tensor, plausibility: float, experts: Sequence[int]) -> None:
+    for k in experts:
+        lacking = [] if k >= running.shape[1] else (~running[:, k]).nonzero()[:, 0].tolist()
+        if k >= running.shape[1] or lacking:
+            where = f" in request {lacking[0]}" if lacking else ""
+            raise InferKitError(
+                f"Stream {k} says what is plausible (plausibility={plausibility:g}), but it does "
+                f"not run{where}: it is missing or has weight 0.",
+                hint="Give it weight, or set plausibility=0.",
+            )
 
 
 def as_table(weights: Sequence | Tensor) -> Tensor:

@@ -21,9 +21,11 @@ def entries_by_model(
 ) -> list[tuple[PreTrainedModel, list[Entry]]]:
     """The streams to run, for each distinct model, ordered by request and stream.
 
-    Rows that show the same images share one pass through the vision encoder.
+    Rows that show the same images share one pass through the vision encoder; a row object that
+    several streams read is one object for them all in the result.
     """
     grouped: dict[int, tuple[PreTrainedModel, list[Entry]]] = {}
+    encoded: dict[tuple[int, int], dict[str, Any]] = {}
     for b, row in enumerate(rows):
         for slot, k in enumerate(pooling.streams):
             if not pooling.present[b, slot]:
@@ -31,7 +33,10 @@ def entries_by_model(
             model, inputs = models[k], row[k]
             assert inputs is not None
             _, entries = grouped.setdefault(id(model), (model, []))
-            entries.append(Entry(request=b, stream=slot, inputs=images.encode(model, inputs)))
+            key = (id(model), id(inputs))
+            if key not in encoded:
+                encoded[key] = images.encode(model, inputs)
+            entries.append(Entry(request=b, stream=slot, inputs=encoded[key]))
     return list(grouped.values())
 
 

@@ -1,0 +1,91 @@
+"""The beginning of a prompt, read once and continued by many prompts.
+
+The demonstrations of an in-context prompt precede its query, and attention is causal, so their keys
+and values serve every query.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+PREFIX = "prefix"
+"""The key of a row under which its `ContextPrefix` is; the row's other inputs follow it."""
+
+# Inputs of the whole prompt, with the axis along which a prefix and its continuation are joined.
+TOKEN_INPUTS = {
+    "input_ids": 1,
+    "attention_mask": 1,
+    "token_type_ids": 1,
+    "mm_token_type_ids": 1,
+    "image_grid_thw": 0,
+}
+
+
+@dataclass(frozen=True)
+class ContextPrefix:
+    """What a model keeps of the first P tokens of a prompt.
+
+    Attributes:
+        model: the model that read them.
+        inputs: their token inputs and image grids (`TOKEN_INPUTS`), no pixels.
+        cache: the model's own cache. Never written to: see `fork`.
+    """
+
+    model: PreTrainedModel
+    inputs: Mapping[str, Any]
+    cache: Cache
+
+    @property
+    def length(self) -> int:
+        """P."""
+        return self.inputs["input_ids"].shape[1]
+
+    def fork(self) -> Cache:
+        """A cache to go on with.
+
+        Keys and values are shared, since layers replace these tensors when they grow; the states of
+        linear attention are written in place, so they are copied.
+        """
+        forked = copy.copy(self.cache)
+        forked.layers = [
+            copy.deepcopy(layer) if hasattr(layer, "conv_states") else copy.copy(layer)
+            for layer in self.cache.layers
+        ]
+        return forked
+
+
+def prompt_length(row: Mapping[str, Any]) -> int:
+    """Tokens of a row's prompt, its prefix included."""
+    prefix = row.get(PREFIX)
+    return row["input_ids"].shape[1] + (0 if prefix is None else prefix.length)
+
+
+def prompt_ids(row: Mapping[str, Any]) -> Tensor:
+    """`[1, S]` ids of a row's prompt, its prefix included."""
+    prefix, ids = row.get(PREFIX), row["input_ids"]
+    return ids if prefix is None else torch.cat([prefix.inputs["input_ids"].to(ids), ids], dim=1)
+
+
+def whole_token_inputs(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The token inputs and grids of a row with a prefix, as one prompt."""
+    before, after = row[PREFIX].inputs, row
+    whole = {}
+    for name, axis in TOKEN_INPUTS.items():
+        parts = [inputs.get(name) for inputs in (before, after)]
+        if all(part is None for part in parts):
+            continue
+        if axis == 1:  # what one part lacks is text and not masked
+            fill = int(name == "attention_mask")
+            parts = [
+                torch.full_like(inputs["input_ids"], fill) if part is None else part
+                for part, inputs in zip(parts, (before, after), strict=True)
+            ]
+        device = after["input_ids"].device
+        whole[name] = torch.cat([p.to(device) for p in parts if p is not None], dim=axis)
+    return whole
