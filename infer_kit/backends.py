@@ -64,6 +64,7 @@ class Backend(Protocol):
         trace: bool = False,
         memory: Any = None,
         limits: Sequence[int] | None = None,
+        plausibility: float = 0.0,
         **generate_kwargs: Any,
     ) -> Answers:
         """Write an answer for each group.
@@ -76,6 +77,7 @@ class Backend(Protocol):
             trace: also record each stream's part in each token.
             memory: see `new_memory`.
             limits: most new tokens of each group, in place of `max_new_tokens`.
+            plausibility: β of the cut-off, taken on the groups' experts; 0 for none.
             **generate_kwargs: `GenerationMixin.generate`'s.
         """
         ...

@@ -6,7 +6,7 @@ Shape suffixes: R rows (one a sequence being written), K streams, n positions, V
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +95,8 @@ def plausible(pooled: Tensor, expert: Tensor, cutoff: float) -> Tensor:
 def kl_divergence(weight: Tensor, base: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     r"""KL of the product $\pi_\lambda \propto p_x p_r^\lambda$ from $p_x$, with its slope.
 
+    $\log p_r$ may be any score of the tokens, such as the difference of two log-probabilities.
+
     $\mathrm{KL}(\pi_\lambda \| p_x) = \lambda E_{\pi_\lambda}[\log p_r] - \log Z_\lambda$, and its
     derivative in λ is $\lambda \mathrm{Var}_{\pi_\lambda}(\log p_r) \ge 0$.
 
@@ -150,6 +152,29 @@ def solve_kl_budget(
         inside = (newton > low) & (newton < high)  # False where the slope is 0 or NaN
         weight = torch.where(inside, newton, (low + high) / 2)
     return torch.where(reachable, weight, max_weight).float()
+
+
+def kl_budget_weights(
+    budget: float, base: Sequence[float], direction: Sequence[float]
+) -> WeightFunction:
+    r"""Weights $w = w_0 + s d$ with s solved at every position for a KL budget.
+
+    $\mathrm{KL}(\pi_s \| \pi_0) = $ `budget` nats, where $\pi_s \propto \prod_k p_k^{w_k}$; see
+    `solve_kl_budget`.
+
+    Args:
+        budget: nats a token, positive.
+        base: $w_0$, one a stream. direction: d, one a stream.
+    """
+
+    def weights(step: Step) -> Tensor:
+        rows = step.logprobs.shape[0]
+        start, d = (step.logprobs.new_tensor(v).expand(rows, -1) for v in (base, direction))
+        pi_0 = product(step.logprobs, start).log_softmax(-1)
+        solved = solve_kl_budget(pi_0, product(step.logprobs, d), budget)
+        return start[..., None] + solved[:, None] * d[..., None]
+
+    return weights
 
 
 def _by_position(weights: Tensor, scores: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What a method asks of a backend: groups of streams."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from infer_kit.errors import InferKitError
@@ -31,10 +31,13 @@ class Group:
     Attributes:
         streams: at least one.
         primary: the stream whose prompt the output, the processors and the stopping criteria see.
+        experts: the streams that say what is plausible, where the pool has a cut-off; of several,
+            their product. None: the primary.
     """
 
     streams: tuple[Stream, ...]
     primary: int = 0
+    experts: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.streams:
@@ -43,6 +46,47 @@ class Group:
             raise InferKitError(
                 f"primary={self.primary}, but the group has {len(self.streams)} streams."
             )
+        if self.experts is None:
+            object.__setattr__(self, "experts", (self.primary,))
+        if not self.experts or not all(0 <= k < len(self.streams) for k in self.experts):
+            raise InferKitError(
+                f"experts={self.experts}, but the group has {len(self.streams)} streams."
+            )
+
+    def replace(self, name: str, other: "Group") -> "Group":
+        r"""The group with another one in the place of the streams of one name.
+
+        A stream of weight w gives way to the streams of `other`, their weights times w:
+        $w \log p \to w \sum_k w_k \log p_k$. Where it was the primary or an expert, those of
+        `other` are.
+
+        Raises:
+            InferKitError: no stream has that name.
+        """
+        if all(stream.name != name for stream in self.streams):
+            raise InferKitError(
+                f"No stream {name!r} to replace; the group has {[s.name for s in self.streams]}."
+            )
+        streams: list[Stream] = []
+        primary, experts = 0, []
+        for k, stream in enumerate(self.streams):
+            begin = len(streams)
+            if stream.name == name:
+                streams += [replace(s, weight=stream.weight * s.weight) for s in other.streams]
+                inner_primary, inner_experts = other.primary, other.experts or ()
+            else:
+                streams.append(stream)
+                inner_primary, inner_experts = 0, (0,)
+            if k == self.primary:
+                primary = begin + inner_primary
+            if k in (self.experts or ()):
+                experts += [begin + e for e in inner_experts]
+        return Group(tuple(streams), primary, tuple(experts))
+
+    def reweighted(self, weights: Sequence[float]) -> "Group":
+        """The group with other weights."""
+        pairs = zip(self.streams, weights, strict=True)
+        return replace(self, streams=tuple(replace(s, weight=float(w)) for s, w in pairs))
 
 
 def weight_table(groups: Sequence[Group]) -> list[list[float]]:

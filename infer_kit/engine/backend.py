@@ -38,6 +38,7 @@ class TransformersBackend:
         self.mode = mode
         self.rows = RowMaker(processor, model, chat_template)
         self._single = CoupledLM(model, mode=mode)
+        self._tokenizers = {id(model): self.rows.tokenizer}
 
     def check(self, requests: int = 1, /, **generate_kwargs: Any) -> None:
         resolve_call(self._single, self._keywords(generate_kwargs), requests)
@@ -66,12 +67,10 @@ class TransformersBackend:
         trace: bool = False,
         memory: ImageMemory | None = None,
         limits: Sequence[int] | None = None,
+        plausibility: float = 0.0,
         **generate_kwargs: Any,
     ) -> Answers:
-        models = self._models_of(groups)
-        lm = CoupledLM(
-            models, pool=pool, normalize=normalize, primary=groups[0].primary, mode=self.mode
-        )
+        lm = self._lm(groups, pool, normalize, plausibility)
         kwargs = self._keywords(generate_kwargs)
         prompt = max(prompt_length(g.streams[g.primary].context) for g in groups)
         output = lm.generate(
@@ -114,6 +113,31 @@ class TransformersBackend:
         text = self.rows.tokenizer.decode(ids[:-1])
         return ids[:-1] if text.endswith((stop,) if isinstance(stop, str) else tuple(stop)) else ids
 
+    def _lm(
+        self, groups: Sequence[Group], pool: Any, normalize: bool, plausibility: float
+    ) -> CoupledLM:
+        """The engine for groups of one shape."""
+        models = self._models_of(groups)
+        return CoupledLM(
+            models,
+            pool=pool,
+            normalize=normalize,
+            primary=groups[0].primary,
+            mode=self.mode,
+            tokenizers=self._tokenizers_of(models),
+            plausibility=plausibility,
+            experts=groups[0].experts,
+        )
+
+    def _tokenizers_of(self, models: Sequence[PreTrainedModel]) -> list[Any] | None:
+        """One a model, where some are another model's; see `add_tokenizer`."""
+        known = [self._tokenizers.get(id(model)) for model in models]
+        return known if len({id(t) for t in known}) > 1 and None not in known else None
+
+    def add_tokenizer(self, model: PreTrainedModel, tokenizer: Any) -> None:
+        """Name the tokenizer of another model that runs beside this backend's."""
+        self._tokenizers[id(model)] = tokenizer
+
     def _models_of(self, groups: Sequence[Group]) -> list[PreTrainedModel]:
         """One model for each stream, the same in every group."""
         if not groups:
@@ -129,6 +153,8 @@ class TransformersBackend:
                     )
             if group.primary != groups[0].primary:
                 raise InferKitError(f"Group {b} has another primary stream than group 0.")
+            if group.experts != groups[0].experts:
+                raise InferKitError(f"Group {b} has other experts than group 0.")
         return models
 
     def _keywords(self, given: dict[str, Any]) -> dict[str, Any]:

@@ -4,21 +4,24 @@ Source: Yamaguchi et al., "Rationale-Enhanced Decoding for Multi-modal Chain-of-
 arXiv 2507.07685.
 """
 
-import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from numbers import Real
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from infer_kit.backends import Answers, Backend, backend_for
+from infer_kit.backends import Answers, backend_for
 from infer_kit.chats import Chat, as_chats, question_of, with_prompt
 from infer_kit.errors import InferKitError, PromptTooLong
 from infer_kit.methods.prompts import KINDS, Prompts
-from infer_kit.pool import Step, solve_kl_budget
+from infer_kit.methods.recipe import (
+    KLBudget,
+    MethodOutput,
+    WeightedRecipe,
+    is_number,
+    parse_weight,
+)
 from infer_kit.streams import Group, Stream
 
 INTERVENTIONS = ("own", "given", "shuffled", "empty")
@@ -26,31 +29,18 @@ _RATIONALE_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class REDOutput:
-    """The answers to one chat or to a list of chats.
-
-    For one chat with one returned sequence, `text`, `rationale` and `trace` are single items;
-    otherwise lists, `num_return_sequences` entries a chat (rationales: one a chat).
+class REDOutput(MethodOutput):
+    """The answers of RED, see `MethodOutput`.
 
     Attributes:
-        text: str, the answer.
         rationale: str, the rationale, own or given; None where the weight is 0 and none was given.
-        trace: `Trace`, each stream's part in each token; None with `trace=False`.
-        sequences: `[R, prompt + new]` ids, the image stream's padded prompt first.
-        engines: how the streams were run ("fused" or "serial").
-        output: the backend's output: `scores`, `logits`, `sequences_scores` of the pooled
-            distribution where they were asked for.
+            For a list of chats a list, one a chat.
     """
 
-    text: Any
     rationale: Any
-    trace: Any = field(repr=False)
-    sequences: Any = field(repr=False)
-    engines: tuple[str, ...]
-    output: Any = field(repr=False)
 
 
-class RED:
+class RED(WeightedRecipe):
     r"""Answers drawn from $p(y \mid x, q) \cdot p(y \mid r, q)^\lambda / Z$, token by token.
 
     x is the image, q the question and r a rationale, either the model's own (step 1,
@@ -73,10 +63,9 @@ class RED:
         self,
         model: Any,
         processor: Any,
-        weight: float | None = None,
+        weight: float | str = 0.5,
         kind: str = "cot",
         normalize: bool = False,
-        kl_budget: float | None = None,
         prompts: Prompts | None = None,
         image_weight: float = 1.0,
         rationale_generation: dict[str, Any] | None = None,
@@ -87,13 +76,12 @@ class RED:
         """Args:
         model: a transformers vision-language model (or a language model, for text alone).
         processor: the model's own processor.
-        weight: λ, the weight of the rationale stream; None is 0.5, the paper's for Qwen2.5-VL.
+        weight: λ, the weight of the rationale stream; 0.5 is the paper's for Qwen2.5-VL. Or a
+            budget, "kl:0.1": nats a token by which the pool may depart from the image stream,
+            KL(π ‖ p_x); λ is solved at every step, and is 100 where not even that spends it.
         kind: "cot", a reasoned description, or "ccot", a scene graph.
         normalize: divide both weights by their sum, so that temperature keeps its usual
             meaning under sampling; greedy answers do not change.
-        kl_budget: in place of a weight: nats a token by which the pool may depart from the
-            image stream, KL(π ‖ p_x); λ is solved at every step, and is 100 where not even that
-            spends the budget.
         prompts: texts of your own, in place of `kind`.
         image_weight: the weight of the image stream; 0 reads the rationale alone.
         rationale_generation: generate arguments of step 1, apart from the answer's. Default:
@@ -103,17 +91,13 @@ class RED:
         mode: how the streams run, see `CoupledLM`: "auto", "fused" or "serial".
 
         Raises:
-            InferKitError: weights are not finite, both a weight and a budget are given, the kind
-                is unknown, or the processor's tokens are not the model's.
+            InferKitError: weights are not finite, the kind is unknown, or the processor's tokens
+                are not the model's.
         """
-        if weight is not None and kl_budget is not None:
+        if isinstance(parse_weight(weight), KLBudget) and (normalize or image_weight != 1.0):
             raise InferKitError(
-                f"weight={weight} and kl_budget={kl_budget} both set λ; give one of them."
+                f"weight={weight!r} solves λ for image_weight=1 and normalize=False only."
             )
-        if kl_budget is not None and not (_is_number(kl_budget) and kl_budget > 0):
-            raise InferKitError(f"kl_budget is in nats a token and positive, got {kl_budget!r}.")
-        if kl_budget is not None and (normalize or image_weight != 1.0):
-            raise InferKitError("kl_budget solves λ for image_weight=1 and normalize=False only.")
         if prompts is not None and kind != "cot":
             raise InferKitError(f"kind={kind!r} and prompts= both choose texts; give one of them.")
         if prompts is None:
@@ -122,10 +106,9 @@ class RED:
             prompts = KINDS[kind]
         if not isinstance(prompts, Prompts):
             raise InferKitError(f"prompts is a {type(prompts).__name__}; expected `Prompts`.")
-        self.weight = 0.5 if weight is None else weight
+        self.weight = weight
         self.image_weight = image_weight
         self.normalize = normalize
-        self.kl_budget = kl_budget
         self.prompts = prompts
         self.trace = trace
         self._weights(1, None)  # raises for weights that cannot be
@@ -138,7 +121,7 @@ class RED:
         )
         if returned not in (None, 1):
             raise InferKitError("Each question has one rationale: num_return_sequences must be 1.")
-        self.backend: Backend = backend_for(model, processor, chat_template, mode)
+        self.backend = backend_for(model, processor, chat_template, mode)
         self.backend.check(**self._rationale_generation)
 
     def generate(
@@ -222,15 +205,44 @@ class RED:
                 for kind in kinds
             }
 
-    def group(self, chat: Chat, rationale: str | None, weight: float, request: int = 0) -> Group:
-        """The streams of one request: image and question, rationale and question.
+    def stream_weights(self, value: float) -> list[float]:
+        return [self.image_weight, value]
 
-        Methods compose by joining the streams of their groups.
+    def groups(
+        self,
+        chats: Sequence[Chat],
+        memory: Any = None,
+        rationale: str | Sequence[str] | None = None,
+        weight: float | Sequence[float] | None = None,
+    ) -> list[Group]:
+        """Stream "image" reads image and question, stream "rationale" rationale and question.
+
+        Args:
+            rationale, weight: see `generate`. Where λ is 0 and no rationale is given there is no
+                stream "rationale".
         """
-        streams = [self._image_stream(chat, request)]
-        if rationale is not None:
-            streams.append(self._rationale_stream(chat, rationale, weight, request))
-        return Group(tuple(streams))
+        return self._groups(chats, memory, rationale, weight)[0]
+
+    def _groups(
+        self, chats: Sequence[Chat], memory: Any, rationale: Any, weight: Any
+    ) -> tuple[list[Group], list[str | None]]:
+        """The groups, and the rationale of each."""
+        weights = self._weights(len(chats), weight)
+        given = self._given(rationale, len(chats))
+        image_streams = [self._image_stream(chat, b) for b, chat in enumerate(chats)]
+        texts: list[str | None] = list(given) if given else [None] * len(chats)
+        if given is None:
+            wanted = [b for b, w in enumerate(weights) if w != 0]
+            written = self._rationales([chats[b] for b in wanted], wanted, memory)
+            for b, own in zip(wanted, written, strict=True):
+                texts[b] = own
+        groups = []
+        for b, (chat, image, text) in enumerate(zip(chats, image_streams, texts, strict=True)):
+            streams = [image]
+            if text is not None:
+                streams.append(self._rationale_stream(chat, text, weights[b], b))
+            groups.append(Group(tuple(streams)))
+        return groups, texts
 
     def _image_stream(self, chat: Chat, request: int) -> Stream:
         question_of(chat, request)  # raises where there is none
@@ -247,31 +259,9 @@ class RED:
         self, messages: Any, rationale: Any, weight: Any, memory: Any, kwargs: dict[str, Any]
     ) -> REDOutput:
         chats, single = as_chats(messages)
-        weights = self._weights(len(chats), weight)
-        given = self._given(rationale, len(chats))
         self.backend.check(len(chats), **kwargs)
-        image_streams = [self._image_stream(chat, b) for b, chat in enumerate(chats)]
-        texts: list[str | None] = list(given) if given else [None] * len(chats)
-        if given is None:
-            wanted = [b for b, w in enumerate(weights) if w != 0 or self.kl_budget is not None]
-            written = self._rationales([chats[b] for b in wanted], wanted, memory)
-            for b, own in zip(wanted, written, strict=True):
-                texts[b] = own
-        groups = []
-        for b, (chat, image, text) in enumerate(zip(chats, image_streams, texts, strict=True)):
-            streams = [image]
-            if text is not None:
-                streams.append(self._rationale_stream(chat, text, weights[b], b))
-            groups.append(Group(tuple(streams)))
-        answers = self.backend.generate(
-            groups,
-            normalize=self.normalize,
-            weights=self._budget_weights if self.kl_budget is not None else None,
-            trace=self.trace,
-            memory=memory,
-            **kwargs,
-        )
-        return _output(answers, texts, single)
+        groups, texts = self._groups(chats, memory, rationale, weight)
+        return _output(self._decode(groups, memory, kwargs), texts, single)
 
     def _rationales(self, chats: Sequence[Chat], requests: Sequence[int], memory: Any) -> list[str]:
         """Step 1 for each chat; `requests` are their numbers in messages to the user."""
@@ -343,19 +333,20 @@ class RED:
         return cleaned
 
     def _weights(self, chats: int, weight: Any) -> list[float]:
-        """λ of each chat."""
-        if weight is not None and self.kl_budget is not None:
-            raise InferKitError("kl_budget sets λ; a weight cannot be given as well.")
-        value: Any = self.weight if weight is None else weight
+        """λ of each chat; with a budget, 1 for now."""
+        budget = isinstance(self.setting, KLBudget)
+        if weight is not None and budget:
+            raise InferKitError(f"weight={self.weight!r} sets λ; another cannot be given as well.")
+        value: Any = (1.0 if budget else self.weight) if weight is None else weight
         if isinstance(value, Tensor):
             value = value.tolist()
-        weights = [value] * chats if _is_number(value) or isinstance(value, str) else value
-        if not isinstance(weights, Sequence) or not all(_is_number(w) for w in weights):
+        weights = [value] * chats if is_number(value) or isinstance(value, str) else value
+        if not isinstance(weights, Sequence) or not all(is_number(w) for w in weights):
             raise InferKitError(
                 f"Weights must be finite numbers, got weight={value!r}.",
                 hint="The rationale alone is image_weight=0, weight=1.",
             )
-        if not _is_number(self.image_weight):
+        if not is_number(self.image_weight):
             raise InferKitError(
                 f"Weights must be finite numbers, got image_weight={self.image_weight!r}."
             )
@@ -371,19 +362,8 @@ class RED:
                 raise InferKitError(f"The weights of prompt {b} sum to 0: cannot be normalised.")
         return [float(w) for w in weights]
 
-    def _budget_weights(self, step: Step) -> Tensor:
-        """Weights (1, λ) with λ solved at each position for the KL budget."""
-        assert self.kl_budget is not None
-        solved = solve_kl_budget(step.logprobs[:, 0], step.logprobs[:, 1], self.kl_budget)
-        return torch.stack([torch.ones_like(solved), solved], dim=1)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
-
 
 def _output(answers: Answers, rationales: list[str | None], single: bool) -> REDOutput:
-    one = single and len(answers.texts) == 1
     traces = answers.traces
     if traces is not None:  # without a rationale its stream was not even made
         named = [{*trace.streams, *trace.idle} for trace in traces]
@@ -391,11 +371,8 @@ def _output(answers: Answers, rationales: list[str | None], single: bool) -> RED
             trace if "rationale" in names else replace(trace, idle=(*trace.idle, "rationale"))
             for trace, names in zip(traces, named, strict=True)
         ]
-    return REDOutput(
-        text=answers.texts[0] if one else answers.texts,
+    return REDOutput.of(
+        replace(answers, traces=traces),
+        single,
         rationale=rationales[0] if single else rationales,
-        trace=traces[0] if one and traces else traces,
-        sequences=answers.output.sequences,
-        engines=answers.engines,
-        output=answers.output,
     )

@@ -119,7 +119,7 @@ def test_normalised_equal_contexts_sample_like_one_under_a_penalty(text_pair) ->
         with pytest.warns(UserWarning, match="empty"):
             out = red.generate("hello there", rationale="", **options)
         torch.manual_seed(seed)
-        (stream,) = red.group(chat("hello there"), None, 0).streams
+        (stream,) = red.group(chat("hello there"), weight=0).streams
         expected = model.generate(**stream.context, **options)
         assert torch.equal(out.sequences, expected)
 
@@ -136,7 +136,7 @@ def test_the_pool_is_the_product_in_float64(lvlm, processor, weight: float) -> N
     exact = copy.deepcopy(lvlm).double()  # so that what is left is the pool's own rounding
     maker = RED(exact, processor, weight=weight, prompts=SHORT)
     out = maker.generate(QUESTION, rationale="it is red", output_logits=True, **GREEDY)
-    streams = maker.group(QUESTION, "it is red", weight).streams
+    streams = maker.group(QUESTION, rationale="it is red", weight=weight).streams
     ids = torch.as_tensor(out.trace.token_ids)[None]
     x, r = (_reference(exact, s.context, ids[:, :-1]).double().softmax(-1) for s in streams)
     expected = x * r**weight
@@ -146,11 +146,11 @@ def test_the_pool_is_the_product_in_float64(lvlm, processor, weight: float) -> N
 
 
 def test_a_budget_is_spent_exactly_and_caps_the_weight(red: Make) -> None:
-    maker = red(kl_budget=0.2)
+    maker = red(weight="kl:0.2")
     out = maker.generate(QUESTION, rationale="it is red", **GREEDY)
     weights = out.trace.weights
     assert (weights[:, 0] == 1).all() and (weights[:, 1] > 0).all()
-    group = maker.group(QUESTION, "it is red", 1.0)
+    group = maker.group(QUESTION, rationale="it is red")
     model = maker.backend.model
     ids = torch.as_tensor(out.trace.token_ids)[None, :-1]
     x, r = (reference_logits(model, s.context, ids).double().log_softmax(-1) for s in group.streams)
@@ -179,7 +179,7 @@ def test_streams_are_isolated(red: Make) -> None:
     other_image = chat("what is it?", picture(5))
 
     def logprobs(messages, rationale):
-        streams = maker.group(messages, rationale, 0.7).streams
+        streams = maker.group(messages, rationale=rationale, weight=0.7).streams
         rows = [[stream.context for stream in streams]]
         from infer_kit.engine.coupled_lm import CoupledLM
 
@@ -316,7 +316,7 @@ def test_images_between_texts_stay_there(red: Make) -> None:
         {"type": "image", "image": picture(0)},
         {"type": "text", "text": "B: same?"},
     ]
-    (image,) = red(weight=0).group([{"role": "user", "content": content}], None, 0).streams
+    (image,) = red(weight=0).group([{"role": "user", "content": content}], weight=0).streams
     text = tiny_tokenizer().decode(image.context["input_ids"][0])
     assert text.index("A:") < text.index("<image>") < text.index("B: same?")
 

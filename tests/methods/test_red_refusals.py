@@ -27,15 +27,15 @@ def nothing_runs(model_calls: list[int]):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weight": 0.5, "kl_budget": 0.1}, "both set λ"),
-        ({"weight": math.nan}, "Weights must be finite numbers, got weight=nan"),
-        ({"weight": math.inf}, "Weights must be finite numbers, got weight=inf"),
+        ({"weight": "kl:much"}, "weight='kl:much' is neither a number nor a budget"),
+        ({"weight": math.nan}, "weight must be a finite number or .kl:<nats>., got nan"),
+        ({"weight": math.inf}, "weight must be a finite number or .kl:<nats>., got inf"),
         ({"image_weight": 0.0, "weight": 0.0}, "Both weights of prompt 0 are 0"),
-        ({"kl_budget": -1.0}, "positive, got -1.0"),
-        ({"kl_budget": 0.1, "normalize": True}, "image_weight=1 and normalize=False only"),
+        ({"weight": "kl:-1"}, "weight='kl:-1' is neither a number nor a budget"),
+        ({"weight": "kl:0.1", "normalize": True}, "image_weight=1 and normalize=False only"),
         ({"kind": "ccot"}, "kind='ccot' and prompts= both choose texts"),
         ({"prompts": {}}, "prompts is a dict; expected `Prompts`"),
-        ({"weight": "0.5"}, "Weights must be finite numbers, got weight='0.5'"),
+        ({"weight": "0.5"}, "weight='0.5' is neither a number nor a budget"),
         ({"normalize": True, "weight": -1.0}, "sum to 0: cannot be normalised"),
         ({"rationale_generation": {"num_return_sequences": 2}}, "Each question has one rationale"),
         (
@@ -195,7 +195,7 @@ def test_special_tokens_are_taken_out_of_a_given_rationale(red: Make) -> None:
 
 def test_prompts_are_replaceable_and_reach_the_streams(red: Make, processor) -> None:
     prompts = Prompts("{question} A", "{question} B", "{rationale} C {question}")
-    streams = red(prompts=prompts).group(QUESTION, "notes", 1.0).streams
+    streams = red(prompts=prompts).group(QUESTION, rationale="notes", weight=1.0).streams
     texts = [processor.tokenizer.decode(s.context["input_ids"][0]) for s in streams]
     assert texts[0].endswith("what is it? B<|bot|>") and "<image>" in texts[0]
     assert texts[1].endswith("notes C what is it?<|bot|>") and "<image>" not in texts[1]
