@@ -43,6 +43,22 @@ class Backend(Protocol):
         """A chat as the context of a stream; raises `InferKitError` naming the request."""
         ...
 
+    def has_images(self, context: Any) -> bool:
+        """Whether the context shows images that it brings along (not those of a prefix)."""
+        ...
+
+    def noised(self, context: Any, step: int, seed: int) -> Any:
+        """The context with noise on its images, see `infer_kit.engine.image_noise`."""
+        ...
+
+    def unconditional(self, context: Any) -> Any:
+        """What is left of a context when nothing is said: its last token."""
+        ...
+
+    def add_model(self, model: Any, processor: Any) -> None:
+        """Another model that will run beside this backend's; raises unless it has its tokens."""
+        ...
+
     def room(self, context: Any) -> int | None:
         """Tokens that the model takes after the context, or None where it does not say."""
         ...

@@ -53,25 +53,25 @@ class Group:
                 f"experts={self.experts}, but the group has {len(self.streams)} streams."
             )
 
-    def replace(self, name: str, other: "Group") -> "Group":
-        r"""The group with another one in the place of the streams of one name.
+    def replace(self, which: str | int, other: "Group") -> "Group":
+        r"""The group with another one in the place of a stream, by name or number.
 
         A stream of weight w gives way to the streams of `other`, their weights times w:
         $w \log p \to w \sum_k w_k \log p_k$. Where it was the primary or an expert, those of
         `other` are.
 
         Raises:
-            InferKitError: no stream has that name.
+            InferKitError: not exactly one stream has that name.
         """
-        if all(stream.name != name for stream in self.streams):
-            raise InferKitError(
-                f"No stream {name!r} to replace; the group has {[s.name for s in self.streams]}."
-            )
+        names = [stream.name for stream in self.streams]
+        if isinstance(which, str) and names.count(which) != 1:
+            raise InferKitError(f"{names.count(which)} streams are named {which!r}, of {names}.")
+        place = names.index(which) if isinstance(which, str) else which
         streams: list[Stream] = []
         primary, experts = 0, []
         for k, stream in enumerate(self.streams):
             begin = len(streams)
-            if stream.name == name:
+            if k == place:
                 streams += [replace(s, weight=stream.weight * s.weight) for s in other.streams]
                 inner_primary, inner_experts = other.primary, other.experts or ()
             else:

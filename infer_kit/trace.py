@@ -63,12 +63,18 @@ class Trace:
 
     @property
     def margin(self) -> np.ndarray:
-        """`[T]` log π(chosen) − log π(runner-up); negative where sampling took a lesser token."""
+        """`[T]` log π(chosen) − log π(runner-up); negative where sampling took a lesser token.
+
+        Infinite where a plausibility cut-off left no other token.
+        """
         return self.pooled - self.runner_up_pooled
 
     @property
     def parts(self) -> np.ndarray:
-        """`[T, K]` what each stream adds to the margin; they sum to it. Product pools only."""
+        """`[T, K]` what each stream adds to the margin; they sum to it. Product pools only.
+
+        Where a plausibility cut-off left no other token they are over a token that was cut off.
+        """
         if self.pool != "product":
             raise InferKitError(f"Margins are sums over streams for a product, not a {self.pool}.")
         parts = self.weights * (self.logprobs - self.runner_up_logprobs)

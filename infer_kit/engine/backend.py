@@ -8,12 +8,18 @@ from transformers import PreTrainedModel
 
 from infer_kit.backends import Answers
 from infer_kit.chats import Chat, load_images
-from infer_kit.engine.arguments import check_inputs, context_length
+from infer_kit.engine.arguments import (
+    check_inputs,
+    check_model,
+    common_vocabulary_size,
+    context_length,
+)
 from infer_kit.engine.cache_name import cache_of
 from infer_kit.engine.call import end_tokens, pad_token, resolve_call
 from infer_kit.engine.context_prefix import prompt_length
 from infer_kit.engine.coupled_lm import CoupledLM
 from infer_kit.engine.image_features import ImageMemory
+from infer_kit.engine.image_noise import add_noise
 from infer_kit.engine.rows import RowMaker
 from infer_kit.errors import InferKitError
 from infer_kit.streams import Group, weight_table
@@ -47,6 +53,15 @@ class TransformersBackend:
         row = self.rows.row(load_images(chat, request), request)
         check_inputs(row, self.model, f"Prompt {request}")
         return row
+
+    def has_images(self, context: dict[str, Any]) -> bool:
+        return context.get("pixel_values") is not None
+
+    def noised(self, context: dict[str, Any], step: int, seed: int) -> dict[str, Any]:
+        return {**context, "pixel_values": add_noise(context["pixel_values"], step, seed)}
+
+    def unconditional(self, context: dict[str, Any]) -> dict[str, Any]:
+        return {"input_ids": context["input_ids"][:, -1:]}
 
     def room(self, context: dict[str, Any]) -> int | None:
         limit = context_length(self.model)
@@ -118,24 +133,23 @@ class TransformersBackend:
     ) -> CoupledLM:
         """The engine for groups of one shape."""
         models = self._models_of(groups)
+        others = len({id(model) for model in models}) > 1
+        tokenizers = [self._tokenizers.get(id(m)) for m in models] if others else [None]
         return CoupledLM(
             models,
             pool=pool,
             normalize=normalize,
             primary=groups[0].primary,
             mode=self.mode,
-            tokenizers=self._tokenizers_of(models),
+            tokenizers=None if None in tokenizers else tokenizers,
             plausibility=plausibility,
             experts=groups[0].experts,
         )
 
-    def _tokenizers_of(self, models: Sequence[PreTrainedModel]) -> list[Any] | None:
-        """One a model, where some are another model's; see `add_tokenizer`."""
-        known = [self._tokenizers.get(id(model)) for model in models]
-        return known if len({id(t) for t in known}) > 1 and None not in known else None
-
-    def add_tokenizer(self, model: PreTrainedModel, tokenizer: Any) -> None:
-        """Name the tokenizer of another model that runs beside this backend's."""
+    def add_model(self, model: PreTrainedModel, processor: Any) -> None:
+        check_model(model, 1)
+        tokenizer = getattr(processor, "tokenizer", processor)
+        common_vocabulary_size([self.model, model], [self.rows.tokenizer, tokenizer])
         self._tokenizers[id(model)] = tokenizer
 
     def _models_of(self, groups: Sequence[Group]) -> list[PreTrainedModel]:

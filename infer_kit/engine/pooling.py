@@ -117,16 +117,24 @@ class Pooling:
             `[R, n, V]` float32; −inf for what the cut-off excludes.
         """
         pooled = self._pooled(logits, weights, request)
-        if not self.plausibility:
-            return pooled
-        return plausible(pooled, self._expert(logits, weights), self.plausibility)
+        return self.cut_off(pooled, logits, weights, self.experts)
 
-    def _expert(self, logits: Tensor, weights: Tensor) -> Tensor:
-        """`[R, n, V]` logits of the expert: one stream, or the product of several."""
-        if len(self.experts) == 1:
-            return logits[:, self.experts[0]]
-        chosen = weights[:, list(self.experts)]
-        return product(logits[:, list(self.experts)], chosen / chosen.sum(1, keepdim=True))
+    def cut_off(
+        self, pooled: Tensor, logits: Tensor, weights: Tensor, experts: Sequence[int]
+    ) -> Tensor:
+        """Scores `[R, n, V]` without the tokens that the experts find implausible.
+
+        Args:
+            experts: places among the K streams; several are a product, its weights normalised.
+        """
+        if not self.plausibility or not experts:
+            return pooled
+        chosen = list(experts)
+        expert = logits[:, chosen[0]]
+        if len(chosen) > 1:
+            shares = weights[:, chosen] / weights[:, chosen].sum(1, keepdim=True)
+            expert = product(logits[:, chosen], shares)
+        return plausible(pooled, expert, self.plausibility)
 
     def _pooled(self, logits: Tensor, weights: Tensor, request: Tensor) -> Tensor:
         if self.pool == "product":

@@ -186,6 +186,8 @@ def _decisive(pooling: Pooling, logprobs: Tensor, weights: Tensor, pooled: Tenso
             others = weights.clone()
             others[:, k] = 0.0
             rest = product(logprobs, others.to(logprobs))
+            experts = [e for e in pooling.experts if e != k]
+            rest = pooling.cut_off(rest, logprobs, others.to(logprobs), experts)
         else:
             rest = pooled.softmax(-1) - weights[:, k, :, None] * logprobs[:, k].exp()
         alone = (weights != 0).sum(1) == 1  # nothing is left without it

@@ -1,6 +1,7 @@
 """What every method has: it turns chats into groups, and a backend decodes them."""
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -112,6 +113,21 @@ class Recipe(ABC):
         self.backend.check(len(groups), **generate_kwargs)
         answers = self._decode(groups, None, generate_kwargs, own_weights=True)
         return MethodOutput.of(answers, single=len(groups) == 1)
+
+    def _clean(self, text: Any, what: str) -> str:
+        """A user's text for a prompt, without special tokens; `what` names it in messages."""
+        if not isinstance(text, str):
+            raise InferKitError(f"{what} is a {type(text).__name__}, not a text.")
+        clean = self.backend.clean(text)
+        if clean != text:
+            warnings.warn(
+                f"Special tokens were taken out of {what[0].lower() + what[1:]}: they would end "
+                "the turn or stand for an image.",
+                stacklevel=5,
+            )
+        if not clean.strip():
+            warnings.warn(f"{what} is empty.", stacklevel=5)
+        return clean
 
     def _answer(self, messages: Any, generate_kwargs: dict[str, Any], **inputs: Any) -> Any:
         chats, single = as_chats(messages)

@@ -314,23 +314,7 @@ class RED(WeightedRecipe):
                 f"RED needs a rationale for every row: got {len(texts)} rationales for {chats} "
                 "prompts."
             )
-        cleaned = []
-        for b, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise InferKitError(
-                    f"The rationale of prompt {b} is a {type(text).__name__}, not a text."
-                )
-            clean = self.backend.clean(text)
-            if clean != text:
-                warnings.warn(
-                    f"Special tokens were taken out of the rationale of prompt {b}: they would end "
-                    "the turn or stand for an image.",
-                    stacklevel=4,
-                )
-            if not clean.strip():
-                warnings.warn(f"The rationale of prompt {b} is empty.", stacklevel=4)
-            cleaned.append(clean)
-        return cleaned
+        return [self._clean(text, f"The rationale of prompt {b}") for b, text in enumerate(texts)]
 
     def _weights(self, chats: int, weight: Any) -> list[float]:
         """λ of each chat; with a budget, 1 for now."""
