@@ -43,6 +43,56 @@ class Backend(Protocol):
         """A chat as the context of a stream; raises `InferKitError` naming the request."""
         ...
 
+    def why_whole(self, earlier_images: int, later_images: int) -> str | None:
+        """Why a chat cannot be read in two passes, or None where it can.
+
+        Args:
+            earlier_images, later_images: how many pictures are in its beginning, and in the rest.
+        """
+        ...
+
+    def prefix(self, chat: list[dict[str, Any]], memory: Any) -> Any:
+        """The beginning of chats, read once."""
+        ...
+
+    def follow(
+        self,
+        prefixes: Sequence[Any],
+        beginnings: Sequence[list[dict[str, Any]]],
+        chat: list[dict[str, Any]],
+        request: int,
+    ) -> list[Any]:
+        """Contexts that go on with `chat`, each from the prefix of one of `beginnings`.
+
+        Raises:
+            CannotContinue: a beginning and the chat do not join to what they are as one chat.
+        """
+        ...
+
+    def is_continued(self, context: Any) -> bool:
+        """Whether a context goes on from a prefix."""
+        ...
+
+    def image_features(self, pictures: Sequence[Any], memory: Any) -> Any:
+        """`[N, D]` float32 features of pictures, by the model's own vision encoder."""
+        ...
+
+    def text_features(self, texts: Sequence[str]) -> Any:
+        """`[N, D]` float32 features of texts: the mean of the model's own token embeddings."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Tells the model from others, whatever its dtype and device."""
+        ...
+
+    def length(self, context: Any) -> int:
+        """Tokens of a context."""
+        ...
+
+    def limit(self) -> int | None:
+        """Tokens that the model takes, or None where it does not say."""
+        ...
+
     def has_images(self, context: Any) -> bool:
         """Whether the context shows images that it brings along (not those of a prefix)."""
         ...

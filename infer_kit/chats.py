@@ -70,14 +70,15 @@ def with_prompt(chat: Chat, head: str, tail: str, images: bool = True) -> Chat:
     return turns
 
 
-def load_images(chat: Chat, request: int) -> Chat:
-    """The chat with every image opened, as PIL images.
+def load_images(chat: Chat, request: int, what: str = "Prompt") -> Chat:
+    """The chat with every image opened, as PIL images; errors name it by `what` and number.
 
     Raises:
         InferKitError: an image has no source or cannot be read; names the prompt.
     """
     from transformers.image_utils import load_image
 
+    where = f"{what} {request}"
     turns = []
     for turn in chat:
         content = []
@@ -86,19 +87,19 @@ def load_images(chat: Chat, request: int) -> Chat:
                 source = next((part[k] for k in _IMAGE_SOURCES if part.get(k) is not None), None)
                 if source is not None and not isinstance(source, (Image.Image, str, Path)):
                     raise InferKitError(
-                        f"Prompt {request}: an image is a {type(source).__name__}; expected a PIL "
+                        f"{where}: an image is a {type(source).__name__}; expected a PIL "
                         "image, a path or a URL.",
                         hint="PIL.Image.fromarray(array) makes one from pixels.",
                     )
                 if source is None:
-                    _refuse_placeholders(chat, request)
-                _check_file(source, request)
+                    _refuse_placeholders(chat, where)
+                _check_file(source, where)
                 try:
                     is_picture = isinstance(source, Image.Image)
                     picture = load_image(source if is_picture else str(source))
                 except Exception as error:
                     raise InferKitError(
-                        f"Prompt {request}: image {_name(source)} cannot be read: {error}"
+                        f"{where}: image {_name(source)} cannot be read: {error}"
                     ) from error
                 part = {"type": "image", "image": picture}
             content.append(part)
@@ -106,7 +107,7 @@ def load_images(chat: Chat, request: int) -> Chat:
     return turns
 
 
-def _check_file(source: Any, request: int) -> None:
+def _check_file(source: Any, where: str) -> None:
     """A path must be a file; URLs and encoded pictures are no paths."""
     encoded = isinstance(source, str) and (
         source.startswith(("http://", "https://", "data:")) or len(source) > _LONGEST_PATH
@@ -114,7 +115,7 @@ def _check_file(source: Any, request: int) -> None:
     if isinstance(source, Image.Image) or encoded or Path(source).is_file():
         return
     problem = "it is a folder" if Path(source).is_dir() else "there is no such file"
-    raise InferKitError(f"Prompt {request}: image {str(source)!r} cannot be read: {problem}.")
+    raise InferKitError(f"{where}: image {str(source)!r} cannot be read: {problem}.")
 
 
 def _checked(chat: Any, request: int) -> Chat:
@@ -147,12 +148,11 @@ def _checked(chat: Any, request: int) -> Chat:
     return turns
 
 
-def _refuse_placeholders(chat: Chat, request: int) -> None:
+def _refuse_placeholders(chat: Chat, where: str) -> None:
     parts = [part for turn in chat for part in turn["content"] if part["type"] == "image"]
     given = sum(any(part.get(key) is not None for key in _IMAGE_SOURCES) for part in parts)
     raise InferKitError(
-        f"Prompt {request} contains {len(parts)} image placeholder(s) but {given} image(s) were "
-        "given.",
+        f"{where} contains {len(parts)} image placeholder(s) but {given} image(s) were given.",
         hint='Give each: {"type": "image", "image": <PIL image, path or URL>}.',
     )
 

@@ -27,6 +27,10 @@ class NotMergeable(InferKitError):
     """Streams cannot be decoded as one batch, because their caches cannot be merged."""
 
 
+class CannotContinue(InferKitError):
+    """A prompt cannot be read in two passes, a beginning and the rest; the message says why."""
+
+
 class UnsupportedArgument(InferKitError):
     """A keyword of `generate` that is unknown or cannot work with several streams."""
 

@@ -1,9 +1,12 @@
 """The transformers backend: groups of chats on `CoupledLM`."""
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from infer_kit.backends import Answers
@@ -16,10 +19,12 @@ from infer_kit.engine.arguments import (
 )
 from infer_kit.engine.cache_name import cache_of
 from infer_kit.engine.call import end_tokens, pad_token, resolve_call
-from infer_kit.engine.context_prefix import prompt_length
+from infer_kit.engine.context_prefix import PREFIX, ContextPrefix, prompt_length
 from infer_kit.engine.coupled_lm import CoupledLM
 from infer_kit.engine.image_features import ImageMemory
 from infer_kit.engine.image_noise import add_noise
+from infer_kit.engine.model_facts import why_not_continued
+from infer_kit.engine.prefill import read_prefix
 from infer_kit.engine.rows import RowMaker
 from infer_kit.errors import InferKitError
 from infer_kit.streams import Group, weight_table
@@ -53,6 +58,58 @@ class TransformersBackend:
         row = self.rows.row(load_images(chat, request), request)
         check_inputs(row, self.model, f"Prompt {request}")
         return row
+
+    def why_whole(self, earlier_images: int, later_images: int) -> str | None:
+        return why_not_continued(self.model, earlier_images, later_images)
+
+    def prefix(self, chat: Chat, memory: ImageMemory) -> ContextPrefix:
+        row = self.rows.row(load_images(chat, 0), 0, answer=False)
+        check_inputs(row, self.model, "The beginning of the prompts")
+        return read_prefix(self.model, memory.encode(self.model, row))
+
+    def follow(
+        self,
+        prefixes: Sequence[ContextPrefix],
+        beginnings: Sequence[Chat],
+        chat: Chat,
+        request: int,
+    ) -> list[dict[str, Any]]:
+        chat = load_images(chat, request)
+        texts = [self.rows.continuation(before, chat, request) for before in beginnings]
+        rows = {text: self.rows.continued_row(text, chat, request) for text in dict.fromkeys(texts)}
+        contexts = [
+            {**rows[text], PREFIX: prefix} for text, prefix in zip(texts, prefixes, strict=True)
+        ]
+        for context in contexts:
+            check_inputs(context, self.model, f"Prompt {request}")
+        return contexts
+
+    def is_continued(self, context: dict[str, Any]) -> bool:
+        return PREFIX in context
+
+    def image_features(self, pictures: Sequence[Any], memory: ImageMemory) -> Tensor:
+        processor = self.rows.processor.image_processor
+        rows = [dict(processor(images=[picture], return_tensors="pt")) for picture in pictures]
+        return torch.stack([memory.pooled(self.model, row) for row in rows])
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        table = self.model.get_input_embeddings().weight
+        ids = [self.rows.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+        means = [table[torch.tensor(i, dtype=torch.long)].detach().float().mean(0) for i in ids]
+        return torch.stack([m.nan_to_num(0.0) for m in means])  # an empty text has no tokens
+
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(type(self.model).__name__.encode(), digest_size=12)
+        for name, parameter in self.model.named_parameters():
+            some = parameter.detach().reshape(-1)[:64].to("cpu", torch.bfloat16)
+            digest.update(f"{name} {list(parameter.shape)} {some.float().tolist()}".encode())
+        return digest.hexdigest()
+
+    def length(self, context: dict[str, Any]) -> int:
+        return prompt_length(context)
+
+    def limit(self) -> int | None:
+        return context_length(self.model)
 
     def has_images(self, context: dict[str, Any]) -> bool:
         return context.get("pixel_values") is not None

@@ -124,6 +124,33 @@ class ImageMemory:
         row["mm_encoder_outputs"] = {"image": copy.copy(self._outputs[whole])}
         return row
 
+    def pooled(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
+        """`[D]` float32, the mean of what the language model reads of the images of a row.
+
+        Raises:
+            InferKitError: the model has no image features of its own.
+        """
+        if not hasattr(model, "get_image_features"):
+            raise InferKitError(
+                f"{type(model).__name__} has no image features of its own.",
+                hint="Pass encoder=<path of a CLIP or SigLIP model>, or encoder='text'.",
+            )
+        row = self.encode(model, inputs)
+        if "mm_encoder_outputs" in row:
+            output = row["mm_encoder_outputs"]["image"]
+        else:
+            output = _encode(model, _encoder_arguments(model, row))
+        features = output.pooler_output if hasattr(output, "pooler_output") else output
+        if features is None:  # Llama 4
+            features = output.last_hidden_state
+        return _flat(features).float().mean(0)
+
+    def copy(self) -> "ImageMemory":
+        """A memory that starts with what this one holds; what it adds stays its own."""
+        memory = ImageMemory()
+        memory._outputs, memory._images = dict(self._outputs), dict(self._images)
+        return memory
+
     def _encoded(self, model: PreTrainedModel, vision: dict[str, Any]) -> Any:
         """The encoder's output for a set of images that is new, some of them perhaps not."""
         units = _units(vision)

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from infer_kit.chats import Chat
-from infer_kit.errors import InferKitError
+from infer_kit.errors import CannotContinue, InferKitError
 
 
 class RowMaker:
@@ -40,30 +40,70 @@ class RowMaker:
         )
         _check_same_model(processor, self.tokenizer, model)
 
-    def row(self, chat: Chat, request: int) -> dict[str, Any]:
+    def row(self, chat: Chat, request: int, answer: bool = True) -> dict[str, Any]:
         """What the processor returns for the chat and the start of the assistant's answer.
 
         Args:
             chat: with loaded images (`load_images`).
             request: named in errors.
+            answer: False leaves out the start of an answer: the chat will go on.
 
         Raises:
             InferKitError: images and placeholders differ in number, or the processor refuses.
         """
         images = sum(part["type"] == "image" for turn in chat for part in turn["content"])
         self._check_placeholders(chat, images, request)
-        options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True}
-        options |= {"return_dict": True, "return_tensors": "pt"}
+        return dict(
+            self._rendered(
+                chat, request, answer, tokenize=True, return_dict=True, return_tensors="pt"
+            )
+        )
+
+    def continuation(self, beginning: Chat, chat: Chat, request: int) -> str:
+        """The text that follows `beginning` where `chat` comes after it, and the answer's start.
+
+        Raises:
+            CannotContinue: the template writes the beginning otherwise where a chat follows, or the
+                tokenizer joins tokens across the boundary.
+        """
+        whole = self._rendered([*beginning, *chat], request, True, tokenize=False)
+        before = self._rendered(beginning, request, False, tokenize=False)
+        after = whole.removeprefix(before)
+        if len(after) + len(before) != len(whole):
+            raise CannotContinue("the chat template writes demonstrations otherwise before a query")
+        bos = self.tokenizer.bos_token
+        # As apply_chat_template does: a processor adds the special tokens that the template lacks.
+        added = self._takes_images and not (bos is not None and whole.startswith(bos))
+        if self._ids(whole, added) != [*self._ids(before, added), *self._ids(after, False)]:
+            raise CannotContinue("the tokenizer joins the last demonstration and the query")
+        return after
+
+    def continued_row(self, text: str, chat: Chat, request: int) -> dict[str, Any]:
+        """What the processor returns for a `continuation` and the images of its chat alone."""
+        images = [p["image"] for turn in chat for p in turn["content"] if p["type"] == "image"]
+        self._check_placeholders(chat, len(images), request)
+        call: dict[str, Any] = {"add_special_tokens": False, "return_tensors": "pt"}
+        if not self._takes_images:
+            return dict(self.tokenizer([text], **call))
+        if images:
+            call["images"] = [images]
+        return dict(self.processor(text=[text], **call))
+
+    def _ids(self, text: str, special: bool) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=special)["input_ids"]
+
+    def _rendered(self, chat: Chat, request: int, answer: bool, **options: Any) -> Any:
         if self._template is not None:
             options["chat_template"] = self._template
         conversation = chat if self._takes_images else _plain_content(chat)
         try:
-            inputs = self.processor.apply_chat_template(conversation, **options)
+            return self.processor.apply_chat_template(
+                conversation, add_generation_prompt=answer, **options
+            )
         except Exception as error:
             raise InferKitError(
                 f"Prompt {request}: {type(self.processor).__name__} cannot render the chat: {error}"
             ) from error
-        return dict(inputs)
 
     def without_special_tokens(self, text: str) -> str:
         """Text with the strings of special tokens (turn markers, image placeholders) taken out."""

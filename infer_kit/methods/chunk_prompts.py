@@ -1,0 +1,123 @@
+"""The prompts of Parallel-ICL: the demonstrations of a chunk, then the query."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from infer_kit.backends import Backend
+from infer_kit.chats import Chat
+from infer_kit.errors import CannotContinue, InferKitError, PromptTooLong
+from infer_kit.methods.demonstrations import Demonstration, pictures_of
+
+_QUERY_ROOM = 32  # tokens left for a query where a number of chunks is proposed
+
+Chunks = list[list[int]]
+Rechunk = Callable[[int], Chunks]
+"""The chunks that another number of them would give."""
+
+
+class ChunkPrompts:
+    """Renders the prompts of chunks, from the bank of their states where that is exact.
+
+    Attributes:
+        prefixes: the state of each chunk, or None where prompts are read whole.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        demonstrations: Sequence[Demonstration],
+        system: str | None,
+        bank: bool | None,
+    ) -> None:
+        """Args:
+        bank: True raises where states cannot be kept, None warns, False never keeps them.
+        """
+        self.backend, self.demonstrations, self.system = backend, demonstrations, system
+        self.bank = bank
+        self.prefixes: list[Any] | None = None
+
+    def read(self, chunks: Chunks, memory: Any, rechunk: Rechunk) -> None:
+        """Fill the bank: read every chunk once.
+
+        Args:
+            memory: for encoded images.
+            rechunk: to propose a number of chunks where one is too long.
+        """
+        if self.bank is False:
+            return
+        earlier = max(self._pictures_in(members) for members in chunks)
+        pictured = any(demo.pictures for demo in self.demonstrations)
+        reason = self.backend.why_whole(earlier, int(pictured))
+        if reason is not None:
+            return self._no_bank(reason)
+        prefixes = []
+        for k, members in enumerate(chunks):
+            try:
+                prefixes.append(self.backend.prefix(self.beginning(members), memory))
+            except PromptTooLong as error:
+                raise self._too_long(k, chunks, rechunk) from error
+        self.prefixes = prefixes
+        return None
+
+    def contexts(self, chunks: Chunks, chat: Chat, request: int, rechunk: Rechunk) -> list[Any]:
+        """The context of each chunk for one query."""
+        beginnings = [self.beginning(members) for members in chunks]
+        if self.prefixes is not None:
+            later = len(pictures_of(chat))
+            reasons = [self.backend.why_whole(self._pictures_in(m), later) for m in chunks]
+            reason = next((why for why in reasons if why is not None), None)
+            if reason is None:
+                try:
+                    return self.backend.follow(self.prefixes, beginnings, chat, request)
+                except CannotContinue as error:
+                    reason = str(error)
+            self._no_bank(reason)
+        contexts = []
+        for k, beginning in enumerate(beginnings):
+            try:
+                contexts.append(self.backend.render([*beginning, *chat], request))
+            except PromptTooLong as error:
+                raise self._too_long(k, chunks, rechunk) from error
+        return contexts
+
+    def beginning(self, members: Sequence[int]) -> Chat:
+        """The turns before the query: the system's, and those of the demonstrations."""
+        turns: Chat = []
+        if self.system is not None:
+            text = [{"type": "text", "text": self.system}]
+            turns.append({"role": "system", "content": text})
+        for n in members:
+            turns += self.demonstrations[n].chat
+        return turns
+
+    def _pictures_in(self, members: Sequence[int]) -> int:
+        return sum(len(self.demonstrations[n].pictures) for n in members)
+
+    def _no_bank(self, reason: str) -> None:
+        message = f"Every query reads the demonstrations anew, not from the bank: {reason}."
+        if self.bank:
+            raise CannotContinue(message, hint="Leave out bank=True.")
+        warnings.warn(f"{message} Pass bank=False to say that this is expected.", stacklevel=5)
+
+    def _too_long(self, k: int, chunks: Chunks, rechunk: Rechunk) -> InferKitError:
+        """Which chunk is too long, and how many chunks would fit."""
+        limit = self.backend.limit() or 0
+        lengths = {n: self._tokens_of(n, limit) for members in chunks for n in members}
+        message = (
+            f"Chunk {k} of {len(chunks)} with its query is longer than the model takes: about "
+            f"{sum(lengths[n] for n in chunks[k]):,} tokens of demonstrations, at most {limit:,}."
+        )
+        for more in range(len(chunks) + 1, len(lengths) + 1):
+            longest = max(sum(lengths[n] for n in members) for members in rechunk(more))
+            if longest + _QUERY_ROOM <= limit:
+                hint = f"Use chunks={more} (the longest would be about {longest:,} tokens)."
+                return PromptTooLong(message, hint=hint)
+        return PromptTooLong(message, hint="Even one demonstration a chunk does not fit.")
+
+    def _tokens_of(self, n: int, limit: int) -> int:
+        """Tokens of one demonstration; more than the limit where it alone is too long."""
+        try:
+            return self.backend.length(self.backend.render(self.demonstrations[n].chat, n))
+        except PromptTooLong:
+            return limit + 1

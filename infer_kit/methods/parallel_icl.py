@@ -1,0 +1,453 @@
+r"""Parallel-ICL: many demonstrations in chunks, each chunk a context of its own, one answer.
+
+Source: Yamaguchi, Chijiwa, Sakao, Hasegawa, "Parallel In-context Learning for Large Vision Language
+Models", CVPR 2026, arXiv 2603.16092.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infer_kit.backends import backend_for
+from infer_kit.chats import Chat, as_chats, load_images, question_of
+from infer_kit.errors import InferKitError
+from infer_kit.methods.chunk_prompts import ChunkPrompts
+from infer_kit.methods.chunking import CHUNKINGS, chunk, given_chunks
+from infer_kit.methods.demonstrations import (
+    as_demonstrations,
+    encoder_for,
+    feature_table,
+    pictures_of,
+    question_key,
+)
+from infer_kit.methods.fitted_pool import FittedPool
+from infer_kit.methods.recipe import MethodOutput, Recipe, is_number
+from infer_kit.methods.selection import SELECTIONS, select
+from infer_kit.methods.weighting import (
+    WEIGHTINGS,
+    entropy_weights,
+    similarity_weights,
+    uniform_weights,
+)
+from infer_kit.streams import Group, Stream
+
+
+@dataclass(frozen=True)
+class ParallelICLOutput(MethodOutput):
+    """The answers of Parallel-ICL, see `MethodOutput`.
+
+    Attributes:
+        weights: `[K]` floats, one a chunk; for a list of queries a list of them. None where they
+            change with every step (see the trace).
+        chunks: the numbers of each chunk's demonstrations; for a list of queries a list of them.
+        banked: whether the chunks' states were read once, in `fit`; for a list, one each.
+    """
+
+    weights: Any
+    chunks: Any
+    banked: Any
+
+
+class ParallelICL(Recipe):
+    r"""$p(y_i) = \prod_k p(y_i \mid y_{<i}, C_k, x, q)^{w_k} / Z$ over chunks $C_k$.
+
+    The chunks partition the demonstrations; $w = \mathrm{softmax}_k(s_k / \tau)$, $s_k$ the mean
+    similarity of a chunk's demonstrations to the query, $\cos_{image} + \cos_{text}$.
+    Demonstrations precede the query, so the states of the chunks are the same for every query: they
+    are read once, in `fit` (the bank), and a query costs the prefill of itself alone.
+
+    `chunks=1, bank=False` is full-context in-context learning: `model.generate()` on all the
+    demonstrations and the query, token for token and, in float32, bit for bit.
+
+    Differs from the published code: chunks are the clusters themselves (there: equal slices of the
+    sorted labels); what is sampled is the product (there its probabilities, taken for logits); a
+    temperature; the number of chunks stays as asked after selection.
+
+    Example:
+        >>> picl = ParallelICL(model, processor, chunks=4).fit(demonstrations)
+        >>> picl.generate(query, max_new_tokens=16).text
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        chunks: int | Sequence[int] | Sequence[Sequence[int]] = 4,
+        chunking: str = "kmeans",
+        weighting: str | Sequence[float] = "similarity",
+        temperature: float = 1.0,
+        pool: str = "product",
+        selection: str | None = None,
+        shots: int | None = None,
+        encoder: Any = None,
+        bank: bool | None = None,
+        system: str | None = None,
+        seed: int = 0,
+        trace: bool = True,
+        chat_template: str | None = None,
+        mode: str = "auto",
+    ) -> None:
+        """Args:
+        model, processor: a transformers model and its own processor.
+        chunks: K, from 1 to the number of demonstrations; or chunks of your own, as a label for
+            each demonstration or as lists of their numbers.
+        chunking: "kmeans" (true clusters, of unequal size), "balanced" (clusters of equal size),
+            "similarity" (neighbours together), "diversity" (neighbours apart) or "random".
+        weighting: "similarity", "uniform", "entropy" (at every step, surer chunks count more:
+            softmax of minus the entropy over τ), or K weights of your own.
+        temperature: τ. At 1, the paper's, similarity weights are nearly uniform.
+        pool: "product" or "mixture".
+        selection: which `shots` of the demonstrations are used: "nearest" to the query (anew for
+            each, so there is no bank), "diverse" (DivPrune), "random", or None for all.
+        shots: how many, with a selection.
+        encoder: of features: None for the model's own vision encoder and token embeddings, "text",
+            the path of a CLIP or SigLIP model, or (model, processor).
+        bank: None keeps the chunks' states where that is exact and warns where it is not; True
+            raises there; False reads every prompt whole. With mode="serial" None is False.
+        system: a system turn before the demonstrations.
+        seed: of clustering, "random" chunks and "random" selection.
+        trace: record each chunk's part in each token.
+        chat_template: a Jinja template, where the processor has none.
+        mode: "fused", "serial" or "auto", see `CoupledLM`.
+
+        Raises:
+            InferKitError: an argument cannot be; names it.
+        """
+        self.chunks, self.chunking, self.weighting = chunks, chunking, weighting
+        self.temperature, self.pool, self.selection, self.shots = (
+            temperature,
+            pool,
+            selection,
+            shots,
+        )
+        self.encoder, self.bank, self.system, self.seed = encoder, bank, system, seed
+        self.trace = trace
+        self._check_arguments()
+        self.backend = backend_for(model, processor, chat_template, mode)
+        self._bank = False if bank is None and (mode == "serial") else bank
+        self._encoder = encoder_for(encoder, self.backend)
+        self._fitted: FittedPool | None = None
+        self._prompts: ChunkPrompts | None = None
+        self._memory: Any = None
+        self._keys: dict[str, int] = {}
+
+    def _check_arguments(self) -> None:
+        given = isinstance(self.chunks, Sequence) and not isinstance(self.chunks, str)
+        count = isinstance(self.chunks, int) and not isinstance(self.chunks, bool)
+        if not given and not (count and self.chunks >= 1):  # type: ignore[operator]
+            raise InferKitError(
+                f"chunks is a number from 1 on, or chunks of your own; got {self.chunks!r}."
+            )
+        if self.chunking not in CHUNKINGS:
+            raise InferKitError(f"Unknown chunking {self.chunking!r}: use one of {CHUNKINGS}.")
+        if isinstance(self.weighting, str):
+            if self.weighting not in WEIGHTINGS:
+                raise InferKitError(
+                    f"Unknown weighting {self.weighting!r}: use one of {WEIGHTINGS}, or K numbers."
+                )
+        elif not (isinstance(self.weighting, Sequence) and all(map(is_number, self.weighting))):
+            raise InferKitError(f"weighting must be a name or K numbers, got {self.weighting!r}.")
+        if not is_number(self.temperature) or self.temperature <= 0:
+            raise InferKitError(f"temperature must be positive, got {self.temperature!r}.")
+        if self.pool not in ("product", "mixture"):
+            raise InferKitError(f"pool is 'product' or 'mixture', got {self.pool!r}.")
+        if self.selection is not None and self.selection not in SELECTIONS:
+            raise InferKitError(
+                f"Unknown selection {self.selection!r}: use one of {SELECTIONS} or None."
+            )
+        if (self.selection is None) != (self.shots is None):
+            raise InferKitError(
+                f"selection={self.selection!r} and shots={self.shots!r} go together: how to "
+                "select, and how many demonstrations."
+            )
+        if self.selection == "nearest" and self.bank:
+            raise InferKitError(
+                "selection='nearest' picks anew for every query, so there is no bank; leave it out."
+            )
+
+    # Fitting
+
+    def fit(self, demonstrations: Any, features: Any = None) -> "ParallelICL":
+        """Read the demonstrations: features, chunks, and each chunk's state where there is a bank.
+
+        Args:
+            demonstrations: a list of mappings with "question", "answer" and perhaps "image" or
+                "images", or of chats that end with the assistant's answer.
+            features: `[N, D]` of your own, in place of an encoder's.
+
+        Returns:
+            itself.
+
+        Raises:
+            InferKitError: there are none, one has no answer, there are fewer than chunks, or a
+                chunk is longer than the model takes (and which number of chunks would fit).
+        """
+        demos = [
+            type(demo)(load_images(demo.chat, n, "Demonstration"))
+            for n, demo in enumerate(as_demonstrations(demonstrations))
+        ]
+        used = len(demos) if self.shots is None else self.shots
+        if used > len(demos):
+            raise InferKitError(f"shots={used}, but there are {len(demos)} demonstrations.")
+        if isinstance(self.chunks, int) and self.chunks > used:
+            raise InferKitError(
+                f"{self.chunks} chunks need at least {self.chunks} demonstrations, got {used}.",
+                hint=f"Use chunks={used} or fewer.",
+            )
+        self._memory = self.backend.new_memory()
+        table, width = self._features_of(demos, features)
+        self._fitted = FittedPool(demos, table, width, None, self.backend.fingerprint())
+        if self.selection != "nearest":
+            self._fitted.chunks = self._chunks_of(None)
+        self._read_bank()
+        return self
+
+    def save(self, folder: str | Path) -> None:
+        """Write the fitted pool: features, chunks, texts and pictures. `load` reads states anew."""
+        encoder = self.encoder if isinstance(self.encoder, str | Path | None) else "custom"
+        settings = {
+            "chunks": self.chunks if isinstance(self.chunks, int) else [*map(_plain, self.chunks)],
+            "chunking": self.chunking,
+            "weighting": self.weighting
+            if isinstance(self.weighting, str)
+            else [float(w) for w in self.weighting],
+            "temperature": self.temperature,
+            "pool": self.pool,
+            "selection": self.selection,
+            "shots": self.shots,
+            "encoder": None if encoder is None else str(encoder),
+            "system": self.system,
+            "seed": self.seed,
+        }
+        self._pool().save(Path(folder), settings)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, model: Any, processor: Any, **arguments: Any
+    ) -> "ParallelICL":
+        """A fitted pool that `save` wrote, for the model that it was fitted with.
+
+        Args:
+            arguments: of the constructor, in place of the saved ones. Where the encoder was an
+                object it must be given again.
+
+        Raises:
+            InferKitError: there is none, or it was fitted with another model.
+        """
+        backend = backend_for(model, processor, arguments.get("chat_template"))
+        pool, settings = FittedPool.load(Path(folder), backend.fingerprint())
+        if settings["encoder"] == "custom" and "encoder" not in arguments:
+            raise InferKitError(
+                f"The pool in {folder} was fitted with an encoder object; pass encoder= again."
+            )
+        fixed = {"chunks", "chunking", "selection", "shots", "seed"} & arguments.keys()
+        if fixed:
+            raise InferKitError(
+                f"{sorted(fixed)} made the saved chunks and cannot be changed; fit() again."
+            )
+        picl = cls(model, processor, **(settings | arguments))
+        picl._memory = picl.backend.new_memory()
+        picl._fitted = pool
+        picl._read_bank()
+        return picl
+
+    def _read_bank(self) -> None:
+        """The states of the chunks, and what tells a query that is itself a demonstration."""
+        pool = self._pool()
+        for n, demo in enumerate(pool.demonstrations):
+            self._keys[question_key(demo.pictures, demo.question)] = n
+        self._prompts = ChunkPrompts(self.backend, pool.demonstrations, self.system, self._bank)
+        if pool.chunks is not None:
+            used = sorted(n for members in pool.chunks for n in members)
+            self._prompts.read(pool.chunks, self._memory, partial(self._partition, used))
+
+    def _features_of(self, demos: Sequence[Any], given: Any) -> tuple[Tensor | None, int | None]:
+        """`[N, D]`, and how many of the D are of images; None where they are the user's."""
+        if given is not None:
+            table = torch.as_tensor(given, dtype=torch.float32)
+            if table.dim() != 2 or len(table) != len(demos) or not bool(table.isfinite().all()):
+                raise InferKitError(
+                    f"features have shape {list(table.shape)}; expected [{len(demos)}, D] finite "
+                    "numbers, one row a demonstration."
+                )
+            return table, None
+        clusters = isinstance(self.chunks, int) and self.chunking != "random"
+        one = self.chunks == 1
+        selects = self.selection in ("nearest", "diverse")
+        if not (selects or self.weighting == "similarity" or clusters) or (one and not selects):
+            return None, 0
+        texts = [f"{demo.question} {demo.answer}" for demo in demos]
+        pictures = [demo.pictures for demo in demos]
+        table = feature_table(self._encoder, pictures, texts, self._memory)
+        text_width = feature_table(self._encoder, [[]], texts[:1]).shape[1]
+        return table, table.shape[1] - text_width
+
+    def _chunks_of(self, query: Tensor | None) -> list[list[int]]:
+        """The chunks, of all demonstrations or of those selected, by number."""
+        pool = self._pool()
+        count = len(pool.demonstrations)
+        if self.selection is None:
+            chosen = list(range(count))
+        elif pool.features is None:
+            chosen = select(torch.zeros(count, 1), self.shots or 0, self.selection, None, self.seed)
+        else:
+            chosen = select(pool.features, self.shots or 0, self.selection, query, self.seed)
+        if isinstance(self.chunks, int):
+            parts = self._partition(chosen, self.chunks)
+        else:
+            parts = [[chosen[i] for i in part] for part in given_chunks(self.chunks, len(chosen))]
+        if not isinstance(self.weighting, str) and len(self.weighting) != len(parts):
+            raise InferKitError(f"Got {len(self.weighting)} weights for {len(parts)} chunks.")
+        return parts
+
+    def _partition(self, members: Sequence[int], chunks: int) -> list[list[int]]:
+        """Demonstrations in so many chunks, by their features."""
+        pool = self._pool()
+        features = torch.zeros(len(members), 1)
+        if pool.features is not None:
+            features = pool.features[list(members)]
+        parts = chunk(features, chunks, self.chunking, self.seed)
+        return [[members[i] for i in part] for part in parts]
+
+    # Answering
+
+    def generate(
+        self, messages: Any, features: Any = None, **generate_kwargs: Any
+    ) -> ParallelICLOutput:
+        """Answer one query, or a list of queries together.
+
+        Args:
+            messages: a chat whose last turn is the question, or a list of chats.
+            features: `[D]` or `[Q, D]` of the queries, where `fit` was given features.
+            **generate_kwargs: `GenerationMixin.generate`'s.
+
+        Raises:
+            InferKitError: `fit` was not called, an image is missing, a prompt is longer than the
+                model takes; before any forward pass.
+        """
+        chats, single = as_chats(messages)
+        self.backend.check(len(chats), **generate_kwargs)
+        memory = self._call_memory()
+        groups, chunks = self._groups(chats, memory, features)
+        answers = self._decode(groups, memory, generate_kwargs)
+        weights = [[stream.weight for stream in group.streams] for group in groups]
+        banked = [self.backend.is_continued(group.streams[0].context) for group in groups]
+        return ParallelICLOutput.of(
+            answers,
+            single,
+            weights=None if self.weighting == "entropy" else (weights[0] if single else weights),
+            chunks=chunks[0] if single else chunks,
+            banked=banked[0] if single else banked,
+        )
+
+    def groups(
+        self, chats: Sequence[Chat], memory: Any = None, features: Any = None
+    ) -> list[Group]:
+        """Stream "chunk k" reads the demonstrations of chunk k, then the query."""
+        return self._groups(chats, memory, features)[0]
+
+    def _groups(
+        self, chats: Sequence[Chat], memory: Any, features: Any
+    ) -> tuple[list[Group], list[list[list[int]]]]:
+        pool = self._pool()
+        chats = [self._checked_query(chat, b) for b, chat in enumerate(chats)]
+        queries = self._query_features(chats, features, memory)
+        groups, chunks = [], []
+        for b, chat in enumerate(chats):
+            query = None if queries is None else queries[b]
+            parts = pool.chunks if pool.chunks is not None else self._chunks_of(query)
+            weights = self._weights(parts, query)
+            used = sorted(n for members in parts for n in members)
+            assert self._prompts is not None
+            rechunk = partial(self._partition, used)
+            contexts = self._prompts.contexts(parts, chat, b, rechunk)
+            names = ["all"] if len(parts) == 1 else [f"chunk {k}" for k in range(len(parts))]
+            streams = zip(contexts, weights, names, strict=True)
+            experts = tuple(k for k, w in enumerate(weights) if w) if self.plausibility else None
+            groups.append(Group(tuple(Stream(c, w, n) for c, w, n in streams), experts=experts))
+            chunks.append(parts)
+        return groups, chunks
+
+    def _weights(self, parts: Sequence[Sequence[int]], query: Tensor | None) -> list[float]:
+        if not isinstance(self.weighting, str):
+            return [float(w) for w in self.weighting]
+        features = self._pool().features
+        if self.weighting != "similarity" or len(parts) == 1 or features is None or query is None:
+            return uniform_weights(len(parts))
+        return similarity_weights(features @ query, [*map(list, parts)], self.temperature)
+
+    def _step_weights(self) -> Any:
+        return entropy_weights(self.temperature) if self.weighting == "entropy" else None
+
+    def _checked_query(self, chat: Chat, b: int) -> Chat:
+        if any(turn["role"] == "system" for turn in chat):
+            raise InferKitError(
+                f"Query {b} has a system turn, which must come before the demonstrations.",
+                hint="Pass ParallelICL(..., system='...').",
+            )
+        question = question_of(chat, b)
+        chat = load_images(chat, b, "Query")
+        pictures = pictures_of(chat)
+        demos = self._pool().demonstrations
+        if not pictures and all(demo.pictures for demo in demos):
+            raise InferKitError(
+                f"Query {b} has no image, but every demonstration has one.",
+                hint='Add {"type": "image", "image": ...} to its content.',
+            )
+        twin = self._keys.get(question_key(pictures, question))
+        if twin is not None:
+            warnings.warn(
+                f"Query {b} is demonstration {twin} itself, so its answer is in the context.",
+                stacklevel=5,
+            )
+        return chat
+
+    def _query_features(self, chats: Sequence[Chat], given: Any, memory: Any) -> Tensor | None:
+        pool = self._pool()
+        if pool.features is None or (self.weighting != "similarity" and pool.chunks is not None):
+            return None
+        if (given is None) == (pool.image_width is None):
+            raise InferKitError(
+                "The demonstrations were fitted with features of your own; pass those of the "
+                "queries too: generate(..., features=...)."
+                if given is None
+                else "features of queries need those of the demonstrations: fit(..., features=...)."
+            )
+        if given is not None:
+            table = torch.as_tensor(given, dtype=torch.float32)
+            table = table[None] if table.dim() == 1 else table
+            expected = [len(chats), pool.features.shape[1]]
+            if list(table.shape) != expected:
+                raise InferKitError(
+                    f"features of the queries have shape {list(table.shape)}; expected {expected}, "
+                    "as those of the demonstrations."
+                )
+            return table
+        questions = [question_of(chat, b) for b, chat in enumerate(chats)]
+        pictures = [pictures_of(chat) for chat in chats]
+        return feature_table(self._encoder, pictures, questions, memory, pool.image_width)
+
+    def _call_memory(self) -> Any:
+        """Encoded images of `fit` and of this call; none for full context, as in `generate`."""
+        chunks = self._pool().chunks
+        assert self._prompts is not None
+        if self._prompts.prefixes is None and chunks is not None and len(chunks) == 1:
+            return self.backend.new_memory()
+        return self._memory.copy()
+
+    def _pool(self) -> FittedPool:
+        if self._fitted is None:
+            raise InferKitError(
+                "There are no demonstrations yet.", hint="Call fit(demonstrations) first."
+            )
+        return self._fitted
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, int) else [int(v) for v in value]
