@@ -148,6 +148,26 @@ class Backend(Protocol):
         """
         ...
 
+    def score(
+        self,
+        groups: Sequence[Group],
+        candidates: Sequence[Sequence[str]],
+        tables: Sequence[Sequence[Sequence[float]]],
+        pool: Any = "product",
+        normalize: bool = False,
+        plausibility: float = 0.0,
+        memory: Any = None,
+    ) -> Any:
+        """log π of given answers under several sets of weights, from one pass a stream.
+
+        Args:
+            candidates: texts for each group. tables: `[W][B][K]` weights.
+
+        Returns:
+            `[W, B, C]` floats, natural logarithms; −inf where a group has fewer than C.
+        """
+        ...
+
 
 def backend_for(
     model: Any, processor: Any, chat_template: str | None = None, mode: str = "auto"

@@ -178,6 +178,29 @@ class TransformersBackend:
             output=output,
         )
 
+    def score(
+        self,
+        groups: Sequence[Group],
+        candidates: Sequence[Sequence[str]],
+        tables: Sequence[Sequence[Sequence[float]]],
+        pool: Any = "product",
+        normalize: bool = False,
+        plausibility: float = 0.0,
+        memory: ImageMemory | None = None,
+    ) -> Tensor:
+        tokenizer = self.rows.tokenizer
+        ids = [
+            [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+            for texts in candidates
+        ]
+        for b, (texts, several) in enumerate(zip(candidates, ids, strict=True)):
+            for text, tokens in zip(texts, several, strict=True):
+                if not tokens:
+                    raise InferKitError(f"Candidate {text!r} of prompt {b} has no tokens.")
+        rows = [[stream.context for stream in group.streams] for group in groups]
+        lm = self._lm(groups, pool, normalize, plausibility)
+        return lm.score_candidates(rows, ids, torch.tensor(tables), memory).cpu()
+
     def _without_fill(self, ids: list[int], ends: set[int], stop: str | list[str]) -> list[int]:
         """Less the end token with which beam search fills rows, a pad id of 0 being none to it."""
         if not ids or ids[-1] not in ends:

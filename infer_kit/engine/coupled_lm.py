@@ -39,6 +39,7 @@ from infer_kit.engine.pooling import Weights, as_table, resolve_pooling
 from infer_kit.engine.recording import Recorder, TokenStatistics, token_statistics
 from infer_kit.engine.requests import Rows, entries_by_model, left_padded, token_ids
 from infer_kit.engine.stream_cache import StreamCache
+from infer_kit.engine.teacher_forcing import candidate_scores, teacher_forced
 from infer_kit.errors import InferKitError, UnsupportedArgument
 from infer_kit.pool import PoolFunction
 
@@ -334,24 +335,47 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         continuations: Tensor,
         lengths: Sequence[int] | None = None,
     ) -> TokenStatistics:
-        """Figures for `continuations` `[R, n]`, R / B of each request, teacher-forced.
-
-        In chunks of positions, since the logits of a long answer over all streams are large.
-        """
+        """Figures for `continuations` `[R, n]`, R / B of each request, teacher-forced."""
         cache = self._prepare(rows, weights, lengths, images, record=False)
         pooling = cache.pooling
-        logits = cache.prefill(len(continuations))
-        parts, done = [], 0
-        while True:
-            chosen = continuations[:, done : done + logits.shape[2]]
-            w = pooling.weights_at(logits, cache.request, done)
-            pooled = logits[:, 0] if pooling.is_identity else pooling(logits, w, cache.request)
-            parts.append(token_statistics(pooling, logits, w, pooled, chosen))
-            done += chosen.shape[1]
-            if done == continuations.shape[1]:
-                return TokenStatistics.concatenate(parts)
-            end = min(done - 1 + Recorder.CHUNK, continuations.shape[1] - 1)
-            logits = cache.step(continuations[:, done - 1 : end])
+        parts = []
+        for part in teacher_forced(cache, continuations):
+            w = pooling.weights_at(part.logits, cache.request, part.position)
+            identity = pooling.is_identity
+            pooled = part.logits[:, 0] if identity else pooling(part.logits, w, cache.request)
+            parts.append(token_statistics(pooling, part.logits, w, pooled, part.chosen))
+        return TokenStatistics.concatenate(parts)
+
+    @torch.no_grad()
+    def score_candidates(
+        self,
+        rows: Rows,
+        candidates: Sequence[Sequence[Sequence[int] | Tensor]],
+        weights: Tensor,
+        images: ImageMemory | None = None,
+    ) -> Tensor:
+        """log π of fixed candidates under several sets of weights, from one pass a stream.
+
+        Args:
+            rows: as in `generate`.
+            candidates: `candidates[b][c]`, token ids of candidate c for request b.
+            weights: `[W, B, K]`.
+
+        Returns:
+            `[W, B, C]` float32, C the most candidates of a request; −inf where one has fewer.
+        """
+        ids = [[token_ids(c, b) for c in several] for b, several in enumerate(candidates)]
+        if len(ids) != len(rows) or not all(ids) or not all(len(c) for cs in ids for c in cs):
+            raise InferKitError("Every request needs at least one candidate, and none is empty.")
+        table = as_table(weights)
+        if self._normalize:
+            table = table / table.sum(-1, keepdim=True)
+        if bool((table == 0).all(-1).any()):
+            raise InferKitError("Some request has weight 0 for every stream.")
+        lengths = [max(len(c) for c in several) for several in ids]
+        memory = ImageMemory() if images is None else images
+        cache = self._prepare(rows, None, lengths, memory, record=False)
+        return candidate_scores(cache, ids, table)
 
     def _prepare(
         self,

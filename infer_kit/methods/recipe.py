@@ -3,14 +3,18 @@
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, ClassVar
 
+import numpy as np
+from tqdm import tqdm
+
 from infer_kit.backends import Answers, Backend
 from infer_kit.chats import Chat, as_chats
 from infer_kit.errors import InferKitError
+from infer_kit.methods.sweep import Sweep, candidate_lists, joined_scores, same_text
 from infer_kit.pool import kl_budget_weights
 from infer_kit.streams import Group
 
@@ -229,3 +233,107 @@ class WeightedRecipe(Recipe):
         further = self.stream_weights(self.neutral + 1)
         direction = [b - a for a, b in zip(base, further, strict=True)]
         return kl_budget_weights(setting.nats, base, direction)
+
+    def sweep(
+        self,
+        messages: Any,
+        answers: Sequence[str],
+        weights: Sequence[float],
+        candidates: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        correct: Callable[[str, str], bool] = same_text,
+        batch_size: int = 8,
+        progress: bool = True,
+        inputs: dict[str, Any] | None = None,
+        **generate_kwargs: Any,
+    ) -> Sweep:
+        r"""Answer requests at several values of the knob, and count right answers.
+
+        Every prompt is read once. With candidates one pass gives each stream's log-probabilities,
+        from which $\log \pi_w(c)$ of every candidate follows for every weight; the likeliest is the
+        answer. Without, an answer is written at each weight, all weights as one batch.
+
+        Args:
+            messages: a list of chats.
+            answers: the true answer of each.
+            weights: values of the knob.
+            candidates: the answers to choose from, for all chats or for each; None: free text.
+            correct: takes an answer and the true one.
+            batch_size: chats at a time.
+            progress: show a bar.
+            inputs: further inputs of `groups`, such as {"rationale": [...]}.
+            **generate_kwargs: of `generate`, for free text.
+
+        Raises:
+            InferKitError: lengths differ, a weight is not a finite number, or a true answer is not
+                among the candidates.
+        """
+        chats, _ = as_chats(messages)
+        if len(answers) != len(chats) or isinstance(answers, str):
+            raise InferKitError(f"Got {len(answers)} answers for {len(chats)} chats.")
+        if not len(weights) or not all(map(is_number, weights)):
+            raise InferKitError(f"weights must be finite numbers, got {weights!r}.")
+        texts = None if candidates is None else candidate_lists(candidates, answers)
+        sequences = generate_kwargs.get("num_return_sequences") or 1
+        if texts is not None and generate_kwargs:
+            raise InferKitError(
+                f"Candidates are scored, not generated: {sorted(generate_kwargs)} have no effect."
+            )
+        if sequences != 1:
+            raise InferKitError("A sweep takes one answer a request: num_return_sequences=1.")
+        self.backend.check(len(chats), **generate_kwargs)
+        predictions: list[list[str]] = [[] for _ in weights]
+        scores: list[Any] = []
+        for start in tqdm(range(0, len(chats), batch_size), disable=not progress, desc="sweep"):
+            part = slice(start, start + batch_size)
+            memory = self.backend.new_memory()
+            mine = {
+                name: value[part] if isinstance(value, list | tuple) else value
+                for name, value in (inputs or {}).items()
+            }
+            groups = self._full_groups(chats[part], memory, mine)
+            tables = [[self.stream_weights(float(w))] * len(groups) for w in weights]
+            if texts is not None:
+                score = self.backend.score(
+                    groups,
+                    texts[part],
+                    tables,
+                    pool=self.pool,
+                    normalize=self.normalize,
+                    plausibility=self.plausibility,
+                    memory=memory,
+                )
+                scores.append(score.numpy())
+                for w, best in enumerate(score.argmax(-1).tolist()):
+                    pairs = zip(best, texts[part], strict=True)
+                    predictions[w] += [several[c] for c, several in pairs]
+                continue
+            every = [g.reweighted(table[0]) for table in tables for g in groups]
+            answered = self.backend.generate(
+                every,
+                pool=self.pool,
+                normalize=self.normalize,
+                plausibility=self.plausibility,
+                memory=memory,
+                **generate_kwargs,
+            )
+            for w in range(len(weights)):
+                predictions[w] += answered.texts[w * len(groups) : (w + 1) * len(groups)]
+        right = [
+            [correct(text, answer) for text, answer in zip(row, answers, strict=True)]
+            for row in predictions
+        ]
+        return Sweep(
+            method=type(self).__name__,
+            knob=self.knob,
+            weights=tuple(float(w) for w in weights),
+            predictions=tuple(tuple(row) for row in predictions),
+            correct=np.array(right),
+            answers=tuple(answers),
+            scores=joined_scores(scores) if scores else None,
+        )
+
+    def _full_groups(
+        self, chats: Sequence[Chat], memory: Any, inputs: dict[str, Any]
+    ) -> list[Group]:
+        """Groups with all their streams, whatever the knob's value is now."""
+        return self.groups(chats, memory, **inputs)

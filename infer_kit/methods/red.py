@@ -205,6 +205,10 @@ class RED(WeightedRecipe):
                 for kind in kinds
             }
 
+    @property
+    def _has_budget(self) -> bool:
+        return isinstance(self.setting, KLBudget)
+
     def stream_weights(self, value: float) -> list[float]:
         return [self.image_weight, value]
 
@@ -222,6 +226,13 @@ class RED(WeightedRecipe):
                 stream "rationale".
         """
         return self._groups(chats, memory, rationale, weight)[0]
+
+    def _full_groups(
+        self, chats: Sequence[Chat], memory: Any, inputs: dict[str, Any]
+    ) -> list[Group]:
+        if "weight" in inputs:
+            raise InferKitError("A sweep sets the weight itself.")
+        return self.groups(chats, memory, **inputs, weight=None if self._has_budget else 1.0)
 
     def _groups(
         self, chats: Sequence[Chat], memory: Any, rationale: Any, weight: Any
@@ -318,10 +329,9 @@ class RED(WeightedRecipe):
 
     def _weights(self, chats: int, weight: Any) -> list[float]:
         """λ of each chat; with a budget, 1 for now."""
-        budget = isinstance(self.setting, KLBudget)
-        if weight is not None and budget:
+        if weight is not None and self._has_budget:
             raise InferKitError(f"weight={self.weight!r} sets λ; another cannot be given as well.")
-        value: Any = (1.0 if budget else self.weight) if weight is None else weight
+        value: Any = (1.0 if self._has_budget else self.weight) if weight is None else weight
         if isinstance(value, Tensor):
             value = value.tolist()
         weights = [value] * chats if is_number(value) or isinstance(value, str) else value
