@@ -11,9 +11,18 @@ if TYPE_CHECKING:
     from infer_kit.engine.coupled_lm import CoupledLM as CoupledLM
     from infer_kit.engine.image_features import ImageFeatures as ImageFeatures
     from infer_kit.errors import InferKitError as InferKitError
+    from infer_kit.methods.contrastive import CFG as CFG
+    from infer_kit.methods.contrastive import ICD as ICD
+    from infer_kit.methods.contrastive import VCD as VCD
+    from infer_kit.methods.contrastive import ContextAware as ContextAware
+    from infer_kit.methods.contrastive import ContrastiveDecoding as ContrastiveDecoding
+    from infer_kit.methods.parallel_icl import ParallelICL as ParallelICL
+    from infer_kit.methods.parallel_icl import ParallelICLOutput as ParallelICLOutput
     from infer_kit.methods.prompts import Prompts as Prompts
+    from infer_kit.methods.recipe import MethodOutput as MethodOutput
     from infer_kit.methods.red import RED as RED
     from infer_kit.methods.red import REDOutput as REDOutput
+    from infer_kit.methods.sweep import Sweep as Sweep
     from infer_kit.pool import Step as Step
     from infer_kit.streams import Group as Group
     from infer_kit.streams import Stream as Stream
@@ -22,16 +31,25 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "CFG": "infer_kit.methods.contrastive",
+    "ContextAware": "infer_kit.methods.contrastive",
+    "ContrastiveDecoding": "infer_kit.methods.contrastive",
     "CoupledLM": "infer_kit.engine.coupled_lm",
     "Group": "infer_kit.streams",
+    "ICD": "infer_kit.methods.contrastive",
     "ImageFeatures": "infer_kit.engine.image_features",
     "InferKitError": "infer_kit.errors",
+    "MethodOutput": "infer_kit.methods.recipe",
+    "ParallelICL": "infer_kit.methods.parallel_icl",
+    "ParallelICLOutput": "infer_kit.methods.parallel_icl",
     "Prompts": "infer_kit.methods.prompts",
     "RED": "infer_kit.methods.red",
     "REDOutput": "infer_kit.methods.red",
     "Step": "infer_kit.pool",
     "Stream": "infer_kit.streams",
+    "Sweep": "infer_kit.methods.sweep",
     "Trace": "infer_kit.trace",
+    "VCD": "infer_kit.methods.contrastive",
 }
 
 __all__ = [

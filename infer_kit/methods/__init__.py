@@ -26,6 +26,42 @@ METHODS = (
         "Yamaguchi et al., CVPR 2026, arXiv 2507.07685",
     ),
     Method(
+        "ParallelICL",
+        "Π_k p(y | chunk k, query)^w_k / Z, w = softmax(similarity / τ)",
+        ("transformers",),
+        "Yamaguchi et al., CVPR 2026, arXiv 2603.16092",
+    ),
+    Method(
+        "VCD",
+        "p(y | image, q)^(1+α) / p(y | noised image, q)^α",
+        ("transformers",),
+        "Leng et al., CVPR 2024, arXiv 2311.16922",
+    ),
+    Method(
+        "ICD",
+        "p(y | q)^(1+α) / p(y | disturbance, q)^α",
+        ("transformers",),
+        "Wang et al., ACL Findings 2024, arXiv 2403.18715",
+    ),
+    Method(
+        "CFG",
+        "p(y | prompt)^γ · p(y | negative)^(1−γ)",
+        ("transformers",),
+        "Sanchez et al., ICML 2024, arXiv 2306.17806",
+    ),
+    Method(
+        "ContextAware",
+        "p(y | context, q)^(1+α) / p(y | q)^α",
+        ("transformers",),
+        "Shi et al., NAACL 2024, arXiv 2305.14739",
+    ),
+    Method(
+        "ContrastiveDecoding",
+        "p_expert / p_amateur   or   p_expert^(1+β) / p_amateur^β",
+        ("transformers",),
+        "Li et al., ACL 2023, arXiv 2210.15097; O'Brien and Lewis, arXiv 2309.09117",
+    ),
+    Method(
         "CoupledLM",
         "Π_k p_k(y)^w_k / Z   or   Σ_k w_k p_k(y)",
         ("transformers",),
