@@ -51,8 +51,11 @@ class Backend(Protocol):
         """
         ...
 
-    def prefix(self, chat: list[dict[str, Any]], memory: Any) -> Any:
-        """The beginning of chats, read once."""
+    def prefix(self, chat: list[dict[str, Any]], memory: Any, read: bool = True) -> Any:
+        """The beginning of chats, read once; or, not read, with texts and images prepared.
+
+        None where it is not read and the images cannot be prepared apart from later ones.
+        """
         ...
 
     def follow(
@@ -69,8 +72,8 @@ class Backend(Protocol):
         """
         ...
 
-    def is_continued(self, context: Any) -> bool:
-        """Whether a context goes on from a prefix."""
+    def is_banked(self, context: Any) -> bool:
+        """Whether a context goes on from a prefix that was read."""
         ...
 
     def image_features(self, pictures: Sequence[Any], memory: Any) -> Any:

@@ -21,10 +21,10 @@ from infer_kit.engine.cache_name import cache_of
 from infer_kit.engine.call import end_tokens, pad_token, resolve_call
 from infer_kit.engine.context_prefix import PREFIX, ContextPrefix, prompt_length
 from infer_kit.engine.coupled_lm import CoupledLM
-from infer_kit.engine.image_features import ImageMemory
+from infer_kit.engine.image_features import ImageMemory, can_be_joined
 from infer_kit.engine.image_noise import add_noise
-from infer_kit.engine.model_facts import why_not_continued
-from infer_kit.engine.prefill import read_prefix
+from infer_kit.engine.model_facts import encodes_images_apart, why_not_continued
+from infer_kit.engine.prefill import make_prefix
 from infer_kit.engine.rows import RowMaker
 from infer_kit.errors import InferKitError
 from infer_kit.streams import Group, weight_table
@@ -62,10 +62,15 @@ class TransformersBackend:
     def why_whole(self, earlier_images: int, later_images: int) -> str | None:
         return why_not_continued(self.model, earlier_images, later_images)
 
-    def prefix(self, chat: Chat, memory: ImageMemory) -> ContextPrefix:
+    def prefix(self, chat: Chat, memory: ImageMemory, read: bool = True) -> ContextPrefix | None:
         row = self.rows.row(load_images(chat, 0), 0, answer=False)
         check_inputs(row, self.model, "The beginning of the prompts")
-        return read_prefix(self.model, memory.encode(self.model, row))
+        row = memory.encode(self.model, row)
+        encoded = row.get("mm_encoder_outputs")
+        apart = encodes_images_apart(self.model) and "pixel_values" not in row
+        if not read and not (apart and (encoded is None or can_be_joined(encoded["image"]))):
+            return None
+        return make_prefix(self.model, row, read)
 
     def follow(
         self,
@@ -84,8 +89,8 @@ class TransformersBackend:
             check_inputs(context, self.model, f"Prompt {request}")
         return contexts
 
-    def is_continued(self, context: dict[str, Any]) -> bool:
-        return PREFIX in context
+    def is_banked(self, context: dict[str, Any]) -> bool:
+        return PREFIX in context and context[PREFIX].cache is not None
 
     def image_features(self, pictures: Sequence[Any], memory: ImageMemory) -> Tensor:
         processor = self.rows.processor.image_processor

@@ -1,4 +1,4 @@
-"""The beginning of a prompt, read once and continued by many prompts.
+"""The beginning of a prompt, prepared once and continued by many prompts.
 
 The demonstrations of an in-context prompt precede its query, and attention is causal, so their keys
 and values serve every query.
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
+
+from infer_kit.engine.image_features import joined_outputs
 
 PREFIX = "prefix"
 """The key of a row under which its `ContextPrefix` is; the row's other inputs follow it."""
@@ -29,17 +31,20 @@ TOKEN_INPUTS = {
 
 @dataclass(frozen=True)
 class ContextPrefix:
-    """What a model keeps of the first P tokens of a prompt.
+    """The first P tokens of a prompt, and what a model keeps of them.
 
     Attributes:
-        model: the model that read them.
+        model: the model that reads them.
         inputs: their token inputs and image grids (`TOKEN_INPUTS`), no pixels.
-        cache: the model's own cache. Never written to: see `fork`.
+        images: the encoded images, or None where there are none.
+        cache: the model's own cache, never written to (see `fork`); None where the model has to
+            read the whole prompt at once, and only images and texts are prepared.
     """
 
     model: PreTrainedModel
     inputs: Mapping[str, Any]
-    cache: Cache
+    images: Any = None
+    cache: Cache | None = None
 
     @property
     def length(self) -> int:
@@ -52,6 +57,7 @@ class ContextPrefix:
         Keys and values are shared, since layers replace these tensors when they grow; the states of
         linear attention are written in place, so they are copied.
         """
+        assert self.cache is not None
         forked = copy.copy(self.cache)
         forked.layers = [
             copy.deepcopy(layer) if hasattr(layer, "conv_states") else copy.copy(layer)
@@ -88,4 +94,19 @@ def whole_token_inputs(row: Mapping[str, Any]) -> dict[str, Any]:
             ]
         device = after["input_ids"].device
         whole[name] = torch.cat([p.to(device) for p in parts if p is not None], dim=axis)
+    return whole
+
+
+def whole_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row that goes on from a prefix that was not read, as one prompt.
+
+    Args:
+        row: with encoded images in place of pixels.
+    """
+    whole = whole_token_inputs(row)
+    own = row.get("mm_encoder_outputs")
+    images = [row[PREFIX].images, None if own is None else own["image"]]
+    shown = [image for image in images if image is not None]
+    if shown:
+        whole["mm_encoder_outputs"] = {"image": joined_outputs(shown)}
     return whole

@@ -49,8 +49,12 @@ def why_not_continued(model: PreTrainedModel, prefix_images: int, later_images: 
         return "its layers keep states of the images apart from the tokens (cross-attention)"
     if later_images and (name in _IMAGES_AT_ONCE or both_ways == "vision"):
         return _IMAGE_AT_ONCE
-    encoder = getattr(model, "get_image_features", None)
-    counts = encoder is not None and "batch_num_images" in inspect.signature(encoder).parameters
-    if counts and prefix_images and later_images:
+    if not encodes_images_apart(model) and prefix_images and later_images:
         return "it encodes a picture alone otherwise than one among several"
     return None
+
+
+def encodes_images_apart(model: PreTrainedModel) -> bool:
+    """Whether an image's features do not depend on how many others there are (LLaVA-OneVision)."""
+    encoder = getattr(model, "get_image_features", None)
+    return encoder is None or "batch_num_images" not in inspect.signature(encoder).parameters

@@ -82,12 +82,19 @@ class Prefilled:
         return max(entry.length for entry in self.entries)
 
 
-def read_prefix(model: PreTrainedModel, row: Mapping[str, Any]) -> ContextPrefix:
-    """Read a row as the beginning of prompts."""
-    with torch.no_grad():
-        state = prefill(model, [Entry(0, 0, row)])
+def make_prefix(model: PreTrainedModel, row: Mapping[str, Any], read: bool = True) -> ContextPrefix:
+    """A row as the beginning of prompts.
+
+    Args:
+        row: with encoded images in place of pixels where it is not read.
+        read: False keeps no state: the whole prompt is read each time.
+    """
     kept = {name: row[name] for name in TOKEN_INPUTS if row.get(name) is not None}
-    return ContextPrefix(model, kept, state.cache)
+    if read:
+        with torch.no_grad():
+            return ContextPrefix(model, kept, cache=prefill(model, [Entry(0, 0, row)]).cache)
+    encoded = row.get("mm_encoder_outputs")
+    return ContextPrefix(model, kept, images=None if encoded is None else encoded["image"])
 
 
 def prefill(model: PreTrainedModel, entries: Sequence[Entry]) -> Prefilled:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from infer_kit.engine.context_prefix import PREFIX, whole_row
 from infer_kit.engine.image_features import ImageMemory
 from infer_kit.engine.pooling import Pooling
 from infer_kit.engine.prefill import Entry
@@ -36,6 +37,8 @@ def entries_by_model(
             key = (id(model), id(inputs))
             if key not in encoded:
                 encoded[key] = images.encode(model, inputs)
+                if PREFIX in inputs and inputs[PREFIX].cache is None:
+                    encoded[key] = whole_row(encoded[key])
             entries.append(Entry(request=b, stream=slot, inputs=encoded[key]))
     return list(grouped.values())
 

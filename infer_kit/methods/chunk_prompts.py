@@ -20,7 +20,8 @@ class ChunkPrompts:
     """Renders the prompts of chunks, from the bank of their states where that is exact.
 
     Attributes:
-        prefixes: the state of each chunk, or None where prompts are read whole.
+        prefixes: the beginning of each chunk's prompts, or None where they are rendered whole.
+        banked: whether the prefixes were read.
     """
 
     def __init__(
@@ -36,29 +37,33 @@ class ChunkPrompts:
         self.backend, self.demonstrations, self.system = backend, demonstrations, system
         self.bank = bank
         self.prefixes: list[Any] | None = None
+        self.banked = False
 
     def read(self, chunks: Chunks, memory: Any, rechunk: Rechunk) -> None:
-        """Fill the bank: read every chunk once.
+        """Read every chunk once; where states cannot be kept, prepare texts and images alone.
+
+        One chunk without the bank is left to be rendered with its query, as `generate` would.
 
         Args:
             memory: for encoded images.
             rechunk: to propose a number of chunks where one is too long.
         """
-        if self.bank is False:
-            return
         earlier = max(self._pictures_in(members) for members in chunks)
         pictured = any(demo.pictures for demo in self.demonstrations)
         reason = self.backend.why_whole(earlier, int(pictured))
-        if reason is not None:
-            return self._no_bank(reason)
+        if reason is not None and self.bank is not False:
+            self._no_bank(reason)
+        read = reason is None and self.bank is not False
+        if not read and len(chunks) == 1:
+            return
         prefixes = []
-        for k, members in enumerate(chunks):
+        for members in chunks:
             try:
-                prefixes.append(self.backend.prefix(self.beginning(members), memory))
+                prefixes.append(self.backend.prefix(self.beginning(members), memory, read))
             except PromptTooLong as error:
-                raise self._too_long(k, chunks, rechunk) from error
-        self.prefixes = prefixes
-        return None
+                raise self._too_long(chunks, rechunk) from error
+        self.banked = read
+        self.prefixes = None if None in prefixes else prefixes
 
     def contexts(self, chunks: Chunks, chat: Chat, request: int, rechunk: Rechunk) -> list[Any]:
         """The context of each chunk for one query."""
@@ -66,19 +71,22 @@ class ChunkPrompts:
         if self.prefixes is not None:
             later = len(pictures_of(chat))
             reasons = [self.backend.why_whole(self._pictures_in(m), later) for m in chunks]
-            reason = next((why for why in reasons if why is not None), None)
-            if reason is None:
-                try:
+            reason = next((why for why in reasons if why is not None and self.banked), None)
+            try:
+                if reason is None:
                     return self.backend.follow(self.prefixes, beginnings, chat, request)
-                except CannotContinue as error:
-                    reason = str(error)
-            self._no_bank(reason)
+            except CannotContinue as error:
+                reason = str(error)
+            except PromptTooLong as error:
+                raise self._too_long(chunks, rechunk) from error
+            if self.banked:
+                self._no_bank(reason)
         contexts = []
-        for k, beginning in enumerate(beginnings):
+        for beginning in beginnings:
             try:
                 contexts.append(self.backend.render([*beginning, *chat], request))
             except PromptTooLong as error:
-                raise self._too_long(k, chunks, rechunk) from error
+                raise self._too_long(chunks, rechunk) from error
         return contexts
 
     def beginning(self, members: Sequence[int]) -> Chat:
@@ -100,13 +108,14 @@ class ChunkPrompts:
             raise CannotContinue(message, hint="Leave out bank=True.")
         warnings.warn(f"{message} Pass bank=False to say that this is expected.", stacklevel=5)
 
-    def _too_long(self, k: int, chunks: Chunks, rechunk: Rechunk) -> InferKitError:
+    def _too_long(self, chunks: Chunks, rechunk: Rechunk) -> InferKitError:
         """Which chunk is too long, and how many chunks would fit."""
         limit = self.backend.limit() or 0
         lengths = {n: self._tokens_of(n, limit) for members in chunks for n in members}
+        totals = [sum(lengths[n] for n in members) for members in chunks]
         message = (
-            f"Chunk {k} of {len(chunks)} with its query is longer than the model takes: about "
-            f"{sum(lengths[n] for n in chunks[k]):,} tokens of demonstrations, at most {limit:,}."
+            f"Chunk {totals.index(max(totals))} of {len(chunks)} with its query is longer than the "
+            f"model takes: about {max(totals):,} tokens of demonstrations, at most {limit:,}."
         )
         for more in range(len(chunks) + 1, len(lengths) + 1):
             longest = max(sum(lengths[n] for n in members) for members in rechunk(more))

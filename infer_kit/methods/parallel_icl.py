@@ -337,7 +337,7 @@ class ParallelICL(Recipe):
         groups, chunks = self._groups(chats, memory, features)
         answers = self._decode(groups, memory, generate_kwargs)
         weights = [[stream.weight for stream in group.streams] for group in groups]
-        banked = [self.backend.is_continued(group.streams[0].context) for group in groups]
+        banked = [self.backend.is_banked(group.streams[0].context) for group in groups]
         return ParallelICLOutput.of(
             answers,
             single,
