@@ -8,6 +8,7 @@ import typer
 
 from infer_kit import __version__
 from infer_kit.cli.demo import demo
+from infer_kit.cli.demo_icl import demo_icl
 from infer_kit.cli.env import env
 from infer_kit.cli.generate import generate
 from infer_kit.cli.ls import ls
@@ -40,7 +41,10 @@ def options(
         os.environ["INFER_KIT_DEBUG"] = "1"
 
 
-app.command(epilog="Example: infer-kit demo --save demo/")(demo)
+demos = typer.Typer(pretty_exceptions_enable=False)
+demos.callback(invoke_without_command=True, epilog="Example: infer-kit demo --save demo/")(demo)
+demos.command("icl", epilog="Example: infer-kit demo icl --save demo/")(demo_icl)
+app.add_typer(demos, name="demo")
 app.command(epilog='Example: infer-kit generate demo "what color is the background ?"')(generate)
 app.command(epilog="Example: infer-kit ls")(ls)
 app.command(epilog="Example: infer-kit env")(env)

@@ -23,6 +23,7 @@ LABELS = {
 
 
 def demo(
+    context: typer.Context,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else.")
     ] = False,
@@ -41,6 +42,12 @@ def demo(
 
     Example: infer-kit demo --save demo/
     """
+    if context.invoked_subcommand is not None:
+        given = [n for n in context.params if "COMMANDLINE" in str(context.get_parameter_source(n))]
+        if given:
+            name = context.invoked_subcommand
+            raise InferKitError(f"Options come after {name!r}: infer-kit demo {name} --…")
+        return
     from rich.console import Console
 
     started = time.perf_counter()

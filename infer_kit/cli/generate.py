@@ -14,7 +14,9 @@ def generate(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     image: Annotated[Path | None, typer.Option(help="A picture file.")] = None,
     method: Annotated[str, typer.Option(help="red or direct.")] = "red",
-    weight: Annotated[float, typer.Option(help="RED's weight of the rationale.")] = 0.5,
+    weight: Annotated[
+        str, typer.Option(help="RED's weight of the rationale, or a budget: kl:0.1.")
+    ] = "0.5",
     kind: Annotated[str, typer.Option(help="Of rationale: cot or ccot.")] = "cot",
     rationale: Annotated[str | None, typer.Option(help="A rationale of your own.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Of the answer.")] = 64,
@@ -40,7 +42,7 @@ def generate(
     red = RED(
         loaded,
         processor,
-        weight=weight if method == "red" else 0.0,
+        weight=_number(weight) if method == "red" else 0.0,
         kind=kind,
         prompts=prompts,
         trace=trace,
@@ -61,6 +63,14 @@ def generate(
         notes.print(f"rationale: {out.rationale}", style="dim", markup=False, emoji=False)
     if trace:
         Console().print(out.trace.table())
+
+
+def _number(weight: str) -> float | str:
+    """The weight as a number, or as it is: a budget, or something that RED refuses by name."""
+    try:
+        return float(weight)
+    except ValueError:
+        return weight
 
 
 def load(name: str) -> tuple[Any, Any, Any]:

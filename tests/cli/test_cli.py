@@ -15,6 +15,7 @@ from infer_kit.methods import METHODS
 # A new option is a promise; it is added here on purpose, or not at all.
 OPTIONS = {
     "demo": {"--json", "--save", "--weight", "--questions", "--seed"},
+    "demo icl": {"--json", "--save", "--episodes", "--seed"},
     "generate": {
         "--image", "--method", "--weight", "--kind", "--rationale", "--max-new-tokens", "--trace",
     },
@@ -30,7 +31,10 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 
 def test_the_verbs_and_options_are_these() -> None:
-    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    commands = dict(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+    for name, command in list(commands.items()):
+        for below, inner in getattr(command, "commands", {}).items():
+            commands[f"{name} {below}"] = inner
     found = {
         name: {o for p in command.params for o in p.opts if o.startswith("--")} - {"--help"}
         for name, command in commands.items()
@@ -40,7 +44,7 @@ def test_the_verbs_and_options_are_these() -> None:
 
 @pytest.mark.parametrize("verb", OPTIONS)
 def test_every_help_ends_with_an_example(verb: str) -> None:
-    code, out, _ = run(verb, "--help")
+    code, out, _ = run(*verb.split(), "--help")
     assert code == 0
     assert f"Example: infer-kit {verb}" in out
 
@@ -93,6 +97,8 @@ def test_generate_shows_the_rationale_as_it_is(
     ("arguments", "message"),
     [
         (("demo", "--questions", "3"), "--questions must be an even number"),
+        (("demo", "icl", "--episodes", "1"), "--episodes must be at least 2"),
+        (("demo", "--json", "icl"), "Options come after 'icl'"),
         (("generate", "demo", "what?", "--method", "magic"), "Unknown method 'magic'"),
         (("generate", "no/such/folder", "what?"), "No model at 'no/such/folder'"),
         (
