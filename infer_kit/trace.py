@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from infer_kit.engine.recording import TokenStatistics
 
+_COLUMNS = 4
 _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 
 
@@ -80,6 +81,11 @@ class Trace:
         parts = self.weights * (self.logprobs - self.runner_up_logprobs)
         return np.where(np.isnan(self.logprobs), 0.0, parts)
 
+    @property
+    def leading(self) -> tuple[str, ...]:
+        """T names, the stream that adds most to each token's margin. Product pools only."""
+        return tuple(self.streams[int(k)] for k in self.parts.argmax(1))
+
     def mattered(self, stream: str) -> bool:
         """Whether some token's greedy choice would have been another one without `stream`.
 
@@ -97,34 +103,50 @@ class Trace:
         return bool(self.decisive[:, self.streams.index(stream)].any())
 
     def table(self, title: str | None = None) -> "Table":
-        """A rich table, a row a token, coloured by the stream that added most to its margin."""
+        """A rich table, a row a token, coloured by the stream that added most to its margin.
+
+        Up to four streams have columns of their own; of more, the one that added most and those
+        that decided the token are named.
+        """
         from rich.table import Table
         from rich.text import Text
 
+        split, apart = self.pool == "product", len(self.streams) <= _COLUMNS
         table = Table(title=title)
         table.add_column("token")
         table.add_column("p", justify="right")
         table.add_column("over")
-        for k, name in enumerate(self.streams):
+        for k, name in enumerate(self.streams if apart else ()):
             table.add_column(f"{name} wants", style=_COLOURS[k % len(_COLOURS)])
-            if self.pool == "product":
+            if split:
                 table.add_column("adds", justify="right", style=_COLOURS[k % len(_COLOURS)])
+        if not apart:
+            if split:
+                table.add_column("added most")
+            table.add_column("decided by")
         table.add_column("JSD", justify="right")
-        parts = self.parts if self.pool == "product" else np.zeros_like(self.logprobs)
+        parts = self.parts if split else np.zeros_like(self.logprobs)
         for t, token in enumerate(self.tokens):
-            colour = _COLOURS[int(parts[t].argmax()) % len(_COLOURS)] if len(self.streams) else ""
+            most = int(parts[t].argmax()) if len(self.streams) else 0
+            colour = _COLOURS[most % len(_COLOURS)] if len(self.streams) else ""
             cells: list[Any] = [
                 Text(repr(token), style=f"bold {colour}"),
                 f"{np.exp(self.pooled[t]):.2f}",
                 Text(repr(self.runner_up[t])),
             ]
-            for k in range(len(self.streams)):
+            for k in range(len(self.streams) if apart else 0):
                 mark = " *" if self.decisive[t, k] else ""
                 cells.append(Text(repr(self.top[t][k]) + mark))
-                if self.pool == "product":
+                if split:
                     cells.append(f"{parts[t, k]:+.2f}")
+            if not apart:
+                if split:
+                    cells.append(f"{self.streams[most]} {parts[t, most]:+.2f}")
+                pairs = zip(self.streams, self.decisive[t], strict=True)
+                cells.append(", ".join(name for name, decided in pairs if decided))
             table.add_row(*cells, f"{self.divergence[t]:.2f}")
-        table.caption = "adds: nats for the token over the runner-up; *: decided the token"
+        decided = "; *: decided the token" if apart else ""
+        table.caption = f"adds: nats for the token over the runner-up{decided}"
         return table
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,6 +158,7 @@ class Trace:
         out["margin"] = _plain(self.margin)
         if self.pool == "product":
             out["parts"] = _plain(self.parts)
+            out["leading"] = list(self.leading)
         return out
 
     def figure(self, path: str | Path, title: str | None = None) -> Path:

@@ -92,3 +92,36 @@ def test_to_dict_is_json_and_keeps_the_figures(trace: Trace) -> None:
 def test_the_figure_is_written(trace: Trace, tmp_path: Path) -> None:
     path = trace.figure(tmp_path / "trace.png", title="a question")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def _wide(trace: Trace, streams: int) -> Trace:
+    """The trace with its second stream repeated at weights that keep the sum."""
+    times = streams - 1
+    columns = [0, *[1] * times]
+    weights = trace.weights[:, columns] / np.array([1, *[times] * times])
+    return replace(
+        trace,
+        streams=tuple(f"chunk {k}" for k in range(streams)),
+        logprobs=trace.logprobs[:, columns],
+        weights=weights,
+        runner_up_logprobs=trace.runner_up_logprobs[:, columns],
+        top=tuple((row[0], *[row[1]] * times) for row in trace.top),
+        decisive=trace.decisive[:, columns],
+    )
+
+
+def test_the_leading_stream_added_most(trace: Trace) -> None:
+    wide = _wide(trace, 6)
+    np.testing.assert_allclose(wide.parts.sum(1), wide.margin, atol=1e-12)
+    for name, parts in zip(wide.leading, wide.parts, strict=True):
+        assert parts[wide.streams.index(name)] == parts.max()
+    assert json.loads(json.dumps(wide.to_dict()))["leading"] == list(wide.leading)
+
+
+def test_the_table_of_many_streams_names_those_that_led_and_decided(trace: Trace) -> None:
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(_wide(trace, 6).table())
+    text = console.export_text()
+    assert "added most" in text and "decided by" in text and "wants" not in text
+    first = next(line for line in text.splitlines() if "'a'" in line)
+    assert "chunk 0" in first.split("'x'")[1]  # decided the first token
