@@ -39,8 +39,11 @@ class Backend(Protocol):
         """Raise for generate arguments that cannot work, before anything is run."""
         ...
 
-    def render(self, chat: list[dict[str, Any]], request: int) -> Any:
-        """A chat as the context of a stream; raises `InferKitError` naming the request."""
+    def render(self, chat: list[dict[str, Any]], request: int, answer: bool = True) -> Any:
+        """A chat as the context of a stream; raises `InferKitError` naming the request.
+
+        `answer=False` leaves out the start of an answer: the chat will go on (`prefix`).
+        """
         ...
 
     def why_whole(self, earlier_images: int, later_images: int) -> str | None:
@@ -51,8 +54,8 @@ class Backend(Protocol):
         """
         ...
 
-    def prefix(self, chat: list[dict[str, Any]], memory: Any, read: bool = True) -> Any:
-        """The beginning of chats, read once; or, not read, with texts and images prepared.
+    def prefix(self, context: Any, memory: Any, read: bool = True) -> Any:
+        """The rendered beginning of chats, read once; or not, with texts and images prepared.
 
         None where it is not read and the images cannot be prepared apart from later ones.
         """

@@ -54,18 +54,18 @@ class TransformersBackend:
     def check(self, requests: int = 1, /, **generate_kwargs: Any) -> None:
         resolve_call(self._single, self._keywords(generate_kwargs), requests)
 
-    def render(self, chat: Chat, request: int) -> dict[str, Any]:
-        row = self.rows.row(load_images(chat, request), request)
+    def render(self, chat: Chat, request: int, answer: bool = True) -> dict[str, Any]:
+        row = self.rows.row(load_images(chat, request), request, answer)
         check_inputs(row, self.model, f"Prompt {request}")
         return row
 
     def why_whole(self, earlier_images: int, later_images: int) -> str | None:
         return why_not_continued(self.model, earlier_images, later_images)
 
-    def prefix(self, chat: Chat, memory: ImageMemory, read: bool = True) -> ContextPrefix | None:
-        row = self.rows.row(load_images(chat, 0), 0, answer=False)
-        check_inputs(row, self.model, "The beginning of the prompts")
-        row = memory.encode(self.model, row)
+    def prefix(
+        self, context: dict[str, Any], memory: ImageMemory, read: bool = True
+    ) -> ContextPrefix | None:
+        row = memory.encode(self.model, context)
         encoded = row.get("mm_encoder_outputs")
         apart = encodes_images_apart(self.model) and "pixel_values" not in row
         if not read and not (apart and (encoded is None or can_be_joined(encoded["image"]))):

@@ -69,7 +69,8 @@ class ContextPrefix:
 def prompt_length(row: Mapping[str, Any]) -> int:
     """Tokens of a row's prompt, its prefix included."""
     prefix = row.get(PREFIX)
-    return row["input_ids"].shape[1] + (0 if prefix is None else prefix.length)
+    read = prefix.length if isinstance(prefix, ContextPrefix) else 0
+    return row["input_ids"].shape[1] + read
 
 
 def prompt_ids(row: Mapping[str, Any]) -> Tensor:
@@ -101,12 +102,19 @@ def whole_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row that goes on from a prefix that was not read, as one prompt.
 
     Args:
-        row: with encoded images in place of pixels.
+        row: with encoded images in place of pixels, or with pixels after a prefix without images.
     """
     whole = whole_token_inputs(row)
+    rest = row.keys() - TOKEN_INPUTS.keys() - {PREFIX, "mm_encoder_outputs", "labels"}
+    whole |= {name: row[name] for name in rest}
+    seen = row.get("cross_attention_mask")
+    if seen is not None:  # `[1, S, images, tiles]`: nothing of the prefix sees a later image
+        before = seen.new_zeros(1, row[PREFIX].length, *seen.shape[2:])
+        whole["cross_attention_mask"] = torch.cat([before, seen], dim=1)
     own = row.get("mm_encoder_outputs")
     images = [row[PREFIX].images, None if own is None else own["image"]]
     shown = [image for image in images if image is not None]
-    if shown:
-        whole["mm_encoder_outputs"] = {"image": joined_outputs(shown)}
+    if shown:  # those of one part are left as they are: Llama 4's cannot be joined
+        joined = shown[0] if len(shown) == 1 else joined_outputs(shown)
+        whole["mm_encoder_outputs"] = {"image": joined}
     return whole

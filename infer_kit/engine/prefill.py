@@ -139,10 +139,10 @@ def _continued(model: PreTrainedModel, entries: Sequence[Entry]) -> Prefilled:
     """
     parameters = forward_parameters(model)
     ids = torch.cat([entry.inputs["input_ids"] for entry in entries]).to(model.device)
-    cache = merge_caches(
-        [entry.inputs[PREFIX].fork() for entry in entries],
-        [entry.inputs[PREFIX].length for entry in entries],
-    )
+    caches = [entry.inputs[PREFIX].fork() for entry in entries]
+    cache = caches[0]
+    if len(caches) > 1:  # alone, a cache need not be of a kind that can be merged
+        cache = merge_caches(caches, [entry.inputs[PREFIX].length for entry in entries])
     wholes = [_on_device(whole_token_inputs(entry.inputs), model) for entry in entries]
     kwargs: dict[str, Any] = {CACHE: cache, "use_cache": True}
     if "logits_to_keep" in parameters:

@@ -56,12 +56,13 @@ class ChunkPrompts:
         read = reason is None and self.bank is not False
         if not read and len(chunks) == 1:
             return
-        prefixes = []
-        for members in chunks:
-            try:
-                prefixes.append(self.backend.prefix(self.beginning(members), memory, read))
-            except PromptTooLong as error:
-                raise self._too_long(chunks, rechunk) from error
+        beginnings = [self.beginning(members) for members in chunks]
+        try:
+            # All of them before any is read.
+            contexts = [self.backend.render(chat, 0, answer=False) for chat in beginnings]
+        except PromptTooLong as error:
+            raise self._too_long(chunks, rechunk) from error
+        prefixes = [self.backend.prefix(context, memory, read) for context in contexts]
         self.banked = read
         self.prefixes = None if None in prefixes else prefixes
 
@@ -78,7 +79,7 @@ class ChunkPrompts:
             except CannotContinue as error:
                 reason = str(error)
             except PromptTooLong as error:
-                raise self._too_long(chunks, rechunk) from error
+                raise self._too_long(chunks, rechunk, chat) from error
             if self.banked:
                 self._no_bank(reason)
         contexts = []
@@ -86,7 +87,7 @@ class ChunkPrompts:
             try:
                 contexts.append(self.backend.render([*beginning, *chat], request))
             except PromptTooLong as error:
-                raise self._too_long(chunks, rechunk) from error
+                raise self._too_long(chunks, rechunk, chat) from error
         return contexts
 
     def beginning(self, members: Sequence[int]) -> Chat:
@@ -108,10 +109,20 @@ class ChunkPrompts:
             raise CannotContinue(message, hint="Leave out bank=True.")
         warnings.warn(f"{message} Pass bank=False to say that this is expected.", stacklevel=5)
 
-    def _too_long(self, chunks: Chunks, rechunk: Rechunk) -> InferKitError:
-        """Which chunk is too long, and how many chunks would fit."""
+    def _too_long(
+        self, chunks: Chunks, rechunk: Rechunk, chat: Chat | None = None
+    ) -> InferKitError:
+        """Which chunk is too long, and how many chunks would fit.
+
+        Args:
+            chat: the query that follows, where there is one yet.
+        """
         limit = self.backend.limit() or 0
-        lengths = {n: self._tokens_of(n, limit) for members in chunks for n in members}
+        every = sorted(n for members in chunks for n in members)
+        lengths = {n: self._tokens_of(self.demonstrations[n].chat, limit) for n in every}
+        room = limit - (_QUERY_ROOM if chat is None else self._tokens_of(chat, limit))
+        if self.system is not None:
+            room -= self._tokens_of(self.beginning([]), limit)
         totals = [sum(lengths[n] for n in members) for members in chunks]
         message = (
             f"Chunk {totals.index(max(totals))} of {len(chunks)} with its query is longer than the "
@@ -119,14 +130,14 @@ class ChunkPrompts:
         )
         for more in range(len(chunks) + 1, len(lengths) + 1):
             longest = max(sum(lengths[n] for n in members) for members in rechunk(more))
-            if longest + _QUERY_ROOM <= limit:
+            if longest <= room:
                 hint = f"Use chunks={more} (the longest would be about {longest:,} tokens)."
                 return PromptTooLong(message, hint=hint)
         return PromptTooLong(message, hint="Even one demonstration a chunk does not fit.")
 
-    def _tokens_of(self, n: int, limit: int) -> int:
-        """Tokens of one demonstration; more than the limit where it alone is too long."""
+    def _tokens_of(self, chat: Chat, limit: int) -> int:
+        """Tokens of a chat alone; more than the limit where it alone is too long."""
         try:
-            return self.backend.length(self.backend.render(self.demonstrations[n].chat, n))
+            return self.backend.length(self.backend.render(chat, 0))
         except PromptTooLong:
             return limit + 1

@@ -74,7 +74,7 @@ def chunk(features: Tensor, chunks: int, how: str = "kmeans", seed: int = 0) -> 
 
 
 def given_chunks(chunks: Sequence[int] | Sequence[Sequence[int]], n: int) -> list[list[int]]:
-    """Chunks of the user's own, checked and in the order of `chunk`.
+    """Chunks of the user's own, checked: lists in their order, labels by label, ascending.
 
     Args:
         chunks: a label for each of the n demonstrations, any whole numbers; or lists of indices.
@@ -87,7 +87,7 @@ def given_chunks(chunks: Sequence[int] | Sequence[Sequence[int]], n: int) -> lis
     if given and all(is_whole(label) for label in given):
         if len(given) != n:
             raise InferKitError(f"Got {len(given)} chunk labels for {n} demonstrations.")
-        return _in_order(_members(given))
+        return [[i for i in range(n) if given[i] == label] for label in sorted(set(given))]
     if not given or not all(isinstance(part, Iterable) and not _text(part) for part in given):
         raise InferKitError(
             f"Cannot read chunks={chunks!r}.",
@@ -114,7 +114,7 @@ def given_chunks(chunks: Sequence[int] | Sequence[Sequence[int]], n: int) -> lis
             + (f", nor are {len(missing) - 1} others." if missing[1:] else "."),
             hint="To leave some out, leave them out of the demonstrations.",
         )
-    return _in_order(parts)
+    return [[int(i) for i in part] for part in parts]
 
 
 def _check_chunks(chunks: int, n: int) -> None:

@@ -26,17 +26,19 @@ class FittedPool:
         image_width: how many of the D features are of images; None where the user gave them.
         chunks: numbers of the demonstrations of each chunk, or None where they are picked anew for
             every query.
-        fingerprint: tells the model that it was fitted with.
     """
 
     demonstrations: list[Demonstration]
     features: Tensor | None
     image_width: int | None
     chunks: list[list[int]] | None
-    fingerprint: str
 
-    def save(self, folder: Path, settings: dict[str, Any]) -> None:
-        """Write everything but the states. `settings` are the arguments of `ParallelICL`."""
+    def save(self, folder: Path, settings: dict[str, Any], fingerprint: str) -> None:
+        """Write everything but the states.
+
+        Args:
+            settings: the arguments of `ParallelICL`. fingerprint: tells the model from others.
+        """
         from safetensors.torch import save_file
 
         (folder / _IMAGES).mkdir(parents=True, exist_ok=True)
@@ -45,7 +47,7 @@ class FittedPool:
             "settings": settings,
             "chunks": self.chunks,
             "image_width": self.image_width,
-            "fingerprint": self.fingerprint,
+            "fingerprint": fingerprint,
         }
         (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         features = {} if self.features is None else {"features": self.features.contiguous()}
@@ -86,9 +88,7 @@ class FittedPool:
                         part["image"] = str(folder / part["image"])
             demonstrations.append(Demonstration(load_images(chat, n, "Demonstration")))
         features = load_file(folder / _FEATURES).get("features")
-        pool = cls(
-            demonstrations, features, config["image_width"], config["chunks"], config["fingerprint"]
-        )
+        pool = cls(demonstrations, features, config["image_width"], config["chunks"])
         return pool, config["settings"]
 
 

@@ -6,7 +6,8 @@ Models", CVPR 2026, arXiv 2603.16092.
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from infer_kit.backends import backend_for
 from infer_kit.chats import Chat, as_chats, load_images, question_of
-from infer_kit.errors import InferKitError
+from infer_kit.errors import InferKitError, PromptTooLong
 from infer_kit.methods.chunk_prompts import ChunkPrompts
 from infer_kit.methods.chunking import CHUNKINGS, chunk, given_chunks
 from infer_kit.methods.demonstrations import (
@@ -28,7 +29,7 @@ from infer_kit.methods.demonstrations import (
 )
 from infer_kit.methods.fitted_pool import FittedPool
 from infer_kit.methods.recipe import MethodOutput, Recipe, is_number
-from infer_kit.methods.selection import SELECTIONS, select
+from infer_kit.methods.selection import SELECTIONS, check_seed, is_whole, select
 from infer_kit.methods.weighting import (
     WEIGHTINGS,
     entropy_weights,
@@ -119,7 +120,9 @@ class ParallelICL(Recipe):
         Raises:
             InferKitError: an argument cannot be; names it.
         """
-        self.chunks, self.chunking, self.weighting = chunks, chunking, weighting
+        self.chunks: Any = chunks.tolist() if hasattr(chunks, "tolist") else chunks
+        self.weighting: Any = weighting.tolist() if hasattr(weighting, "tolist") else weighting
+        self.chunking = chunking
         self.temperature, self.pool, self.selection, self.shots = (
             temperature,
             pool,
@@ -140,7 +143,7 @@ class ParallelICL(Recipe):
     def _check_arguments(self) -> None:
         given = isinstance(self.chunks, Sequence) and not isinstance(self.chunks, str)
         count = isinstance(self.chunks, int) and not isinstance(self.chunks, bool)
-        if not given and not (count and self.chunks >= 1):  # type: ignore[operator]
+        if not given and not (count and self.chunks >= 1):
             raise InferKitError(
                 f"chunks is a number from 1 on, or chunks of your own; got {self.chunks!r}."
             )
@@ -161,10 +164,20 @@ class ParallelICL(Recipe):
             raise InferKitError(
                 f"Unknown selection {self.selection!r}: use one of {SELECTIONS} or None."
             )
+        if self.system is not None and not isinstance(self.system, str):
+            raise InferKitError(f"system is a text, got a {type(self.system).__name__}.")
+        check_seed(self.seed)
         if (self.selection is None) != (self.shots is None):
             raise InferKitError(
                 f"selection={self.selection!r} and shots={self.shots!r} go together: how to "
                 "select, and how many demonstrations."
+            )
+        if self.shots is not None and (not is_whole(self.shots) or self.shots < 1):
+            raise InferKitError(f"shots is a number from 1 on, got {self.shots!r}.")
+        if self.selection is not None and given:
+            raise InferKitError(
+                f"selection={self.selection!r} picks demonstrations, and chunks= of your own holds "
+                "all of them; give one of the two, or a number of chunks."
             )
         if self.selection == "nearest" and self.bank:
             raise InferKitError(
@@ -200,9 +213,13 @@ class ParallelICL(Recipe):
                 f"{self.chunks} chunks need at least {self.chunks} demonstrations, got {used}.",
                 hint=f"Use chunks={used} or fewer.",
             )
+        self._check_weights(
+            self.chunks if isinstance(self.chunks, int) else len(given_chunks(self.chunks, used))
+        )
+        self._check_pictures(demos)
         self._memory = self.backend.new_memory()
         table, width = self._features_of(demos, features)
-        self._fitted = FittedPool(demos, table, width, None, self.backend.fingerprint())
+        self._fitted = FittedPool(demos, table, width, None)
         if self.selection != "nearest":
             self._fitted.chunks = self._chunks_of(None)
         self._read_bank()
@@ -225,7 +242,7 @@ class ParallelICL(Recipe):
             "system": self.system,
             "seed": self.seed,
         }
-        self._pool().save(Path(folder), settings)
+        self._pool().save(Path(folder), settings, self.backend.fingerprint())
 
     @classmethod
     def load(
@@ -254,14 +271,23 @@ class ParallelICL(Recipe):
         picl = cls(model, processor, **(settings | arguments))
         picl._memory = picl.backend.new_memory()
         picl._fitted = pool
+        count = picl.chunks if pool.chunks is None else len(pool.chunks)
+        picl._check_weights(count)
+        if picl.weighting == "similarity" and pool.features is None and count > 1:
+            raise InferKitError(
+                f"The pool in {folder} was saved without features, which similarity weights need; "
+                "fit() again."
+            )
         picl._read_bank()
         return picl
 
     def _read_bank(self) -> None:
         """The states of the chunks, and what tells a query that is itself a demonstration."""
         pool = self._pool()
-        for n, demo in enumerate(pool.demonstrations):
-            self._keys[question_key(demo.pictures, demo.question)] = n
+        self._keys = {
+            question_key(demo.pictures, demo.question): n
+            for n, demo in enumerate(pool.demonstrations)
+        }
         self._prompts = ChunkPrompts(self.backend, pool.demonstrations, self.system, self._bank)
         if pool.chunks is not None:
             used = sorted(n for members in pool.chunks for n in members)
@@ -282,11 +308,13 @@ class ParallelICL(Recipe):
         selects = self.selection in ("nearest", "diverse")
         if not (selects or self.weighting == "similarity" or clusters) or (one and not selects):
             return None, 0
-        texts = [f"{demo.question} {demo.answer}" for demo in demos]
-        pictures = [demo.pictures for demo in demos]
-        table = feature_table(self._encoder, pictures, texts, self._memory)
-        text_width = feature_table(self._encoder, [[]], texts[:1]).shape[1]
+        table = self._table(demos)
+        text_width = feature_table(self._encoder, [[]], [demos[0].question]).shape[1]
         return table, table.shape[1] - text_width
+
+    def _table(self, demos: Sequence[Any]) -> Tensor:
+        texts = [f"{demo.question} {demo.answer}" for demo in demos]
+        return feature_table(self._encoder, [demo.pictures for demo in demos], texts, self._memory)
 
     def _chunks_of(self, query: Tensor | None) -> list[list[int]]:
         """The chunks, of all demonstrations or of those selected, by number."""
@@ -301,17 +329,29 @@ class ParallelICL(Recipe):
         if isinstance(self.chunks, int):
             parts = self._partition(chosen, self.chunks)
         else:
-            parts = [[chosen[i] for i in part] for part in given_chunks(self.chunks, len(chosen))]
-        if not isinstance(self.weighting, str) and len(self.weighting) != len(parts):
-            raise InferKitError(f"Got {len(self.weighting)} weights for {len(parts)} chunks.")
+            parts = given_chunks(self.chunks, len(chosen))
         return parts
+
+    def _check_weights(self, chunks: int) -> None:
+        if not isinstance(self.weighting, str) and len(self.weighting) != chunks:
+            raise InferKitError(f"Got {len(self.weighting)} weights for {chunks} chunks.")
+
+    def _check_pictures(self, demos: Sequence[Any]) -> None:
+        """Raise where the processor takes no pictures and there are some."""
+        pictured = next((n for n, demo in enumerate(demos) if demo.pictures), None)
+        if pictured is not None:
+            with suppress(PromptTooLong):  # said later, with the chunk
+                self.backend.render(demos[pictured].chat, pictured)
 
     def _partition(self, members: Sequence[int], chunks: int) -> list[list[int]]:
         """Demonstrations in so many chunks, by their features."""
         pool = self._pool()
-        features = torch.zeros(len(members), 1)
         if pool.features is not None:
             features = pool.features[list(members)]
+        elif self.chunking == "random" or chunks == 1:
+            features = torch.zeros(len(members), 1)
+        else:  # another number of chunks than asked for, to propose it
+            features = self._table([pool.demonstrations[n] for n in members])
         parts = chunk(features, chunks, self.chunking, self.seed)
         return [[members[i] for i in part] for part in parts]
 
@@ -349,29 +389,44 @@ class ParallelICL(Recipe):
     def groups(
         self, chats: Sequence[Chat], memory: Any = None, features: Any = None
     ) -> list[Group]:
-        """Stream "chunk k" reads the demonstrations of chunk k, then the query."""
-        return self._groups(chats, memory, features)[0]
+        """Stream "chunk k" reads the demonstrations of chunk k, then the query.
+
+        Where the group is composed with a method that has a plausibility cut-off, the product of
+        all chunks says what is plausible.
+        """
+        groups, _ = self._groups(chats, memory, features)
+        ran = [tuple(k for k, s in enumerate(group.streams) if s.weight) for group in groups]
+        return [replace(g, experts=experts) for g, experts in zip(groups, ran, strict=True)]
 
     def _groups(
         self, chats: Sequence[Chat], memory: Any, features: Any
     ) -> tuple[list[Group], list[list[list[int]]]]:
         pool = self._pool()
         chats = [self._checked_query(chat, b) for b, chat in enumerate(chats)]
-        queries = self._query_features(chats, features, memory)
-        groups, chunks = [], []
+        fixed = pool.chunks is not None
+        queries = None if fixed else self._query_features(chats, features, memory)
+        contexts_of, chunks = [], []
         for b, chat in enumerate(chats):
-            query = None if queries is None else queries[b]
-            parts = pool.chunks if pool.chunks is not None else self._chunks_of(query)
-            weights = self._weights(parts, query)
+            parts = pool.chunks or self._chunks_of(None if queries is None else queries[b])
             used = sorted(n for members in parts for n in members)
+            twin = self._keys.get(question_key(pictures_of(chat), question_of(chat, b)))
+            if twin in used:
+                warnings.warn(
+                    f"Query {b} is demonstration {twin} itself, so its answer is in the context.",
+                    stacklevel=3,
+                )
             assert self._prompts is not None
             rechunk = partial(self._partition, used)
-            contexts = self._prompts.contexts(parts, chat, b, rechunk)
+            contexts_of.append(self._prompts.contexts(parts, chat, b, rechunk))
+            chunks.append(parts)
+        if fixed:  # prompts that cannot be are refused before any image is encoded
+            queries = self._query_features(chats, features, memory)
+        groups = []
+        for b, (contexts, parts) in enumerate(zip(contexts_of, chunks, strict=True)):
+            weights = self._weights(parts, None if queries is None else queries[b])
             names = ["all"] if len(parts) == 1 else [f"chunk {k}" for k in range(len(parts))]
             streams = zip(contexts, weights, names, strict=True)
-            experts = tuple(k for k, w in enumerate(weights) if w) if self.plausibility else None
-            groups.append(Group(tuple(Stream(c, w, n) for c, w, n in streams), experts=experts))
-            chunks.append(parts)
+            groups.append(Group(tuple(Stream(c, w, n) for c, w, n in streams)))
         return groups, chunks
 
     def _weights(self, parts: Sequence[Sequence[int]], query: Tensor | None) -> list[float]:
@@ -391,7 +446,7 @@ class ParallelICL(Recipe):
                 f"Query {b} has a system turn, which must come before the demonstrations.",
                 hint="Pass ParallelICL(..., system='...').",
             )
-        question = question_of(chat, b)
+        question_of(chat, b)
         chat = load_images(chat, b, "Query")
         pictures = pictures_of(chat)
         demos = self._pool().demonstrations
@@ -400,17 +455,12 @@ class ParallelICL(Recipe):
                 f"Query {b} has no image, but every demonstration has one.",
                 hint='Add {"type": "image", "image": ...} to its content.',
             )
-        twin = self._keys.get(question_key(pictures, question))
-        if twin is not None:
-            warnings.warn(
-                f"Query {b} is demonstration {twin} itself, so its answer is in the context.",
-                stacklevel=5,
-            )
         return chat
 
     def _query_features(self, chats: Sequence[Chat], given: Any, memory: Any) -> Tensor | None:
         pool = self._pool()
-        if pool.features is None or (self.weighting != "similarity" and pool.chunks is not None):
+        weighed = self.weighting == "similarity" and (pool.chunks is None or len(pool.chunks) > 1)
+        if pool.features is None or (pool.chunks is not None and not weighed):
             return None
         if (given is None) == (pool.image_width is None):
             raise InferKitError(
@@ -431,7 +481,13 @@ class ParallelICL(Recipe):
             return table
         questions = [question_of(chat, b) for b, chat in enumerate(chats)]
         pictures = [pictures_of(chat) for chat in chats]
-        return feature_table(self._encoder, pictures, questions, memory, pool.image_width)
+        table = feature_table(self._encoder, pictures, questions, memory, pool.image_width)
+        if table.shape[1] != pool.features.shape[1]:
+            raise InferKitError(
+                f"The encoder's features of the queries have {table.shape[1]} numbers, those of "
+                f"the demonstrations {pool.features.shape[1]}: it is another encoder."
+            )
+        return table
 
     def _call_memory(self) -> Any:
         """Encoded images of `fit` and of this call; none for full context, as in `generate`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from infer_kit.demo.icl.episodes import Episode
@@ -155,7 +156,7 @@ def latencies(
             trace=False,
         ).fit(demos)
         name = "K=4, bank" if bank else "K=4, no bank"
-        sides[name] = lambda picl=picl: picl.generate(query, **ANSWER)
+        sides[name] = partial(picl.generate, query, **ANSWER)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, side in sides.items():
