@@ -61,12 +61,14 @@ class Group:
         `other` are.
 
         Raises:
-            InferKitError: not exactly one stream has that name.
+            InferKitError: not exactly one stream has that name or number.
         """
         names = [stream.name for stream in self.streams]
         if isinstance(which, str) and names.count(which) != 1:
             raise InferKitError(f"{names.count(which)} streams are named {which!r}, of {names}.")
         place = names.index(which) if isinstance(which, str) else which
+        if not 0 <= place < len(names):
+            raise InferKitError(f"No stream {place}: the group has {len(names)} streams.")
         streams: list[Stream] = []
         primary, experts = 0, []
         for k, stream in enumerate(self.streams):

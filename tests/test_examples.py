@@ -10,6 +10,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 PROMISES = {
     "red_on_a_picture": ("rationale:", "the rationale mattered:", "JSD"),
     "does_the_rationale_matter": ("own ", "shuffled ", "empty ", "given "),
+    "contrast_the_image": ("plain ", "VCD, kl:0.1 ", "noised", "weights under the budget: [["),
+    "many_demonstrations": ("true answer:", "answer:", "chunk 3 wanted", "full context:"),
     "your_own_group": ("engine: ('fused',)", "log π(red)", "by certainty:"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -11,7 +12,15 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from infer_kit.pool import kl_divergence, mixture, product, solve_kl_budget
+from infer_kit.pool import (
+    Step,
+    kl_budget_weights,
+    kl_divergence,
+    mixture,
+    plausible,
+    product,
+    solve_kl_budget,
+)
 
 quick = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**31)
@@ -233,3 +242,82 @@ def test_extreme_pairs_are_solved(budget: float) -> None:
         assert 0 <= weight <= 100.0
         if weight < 100.0:
             assert _kl(weight, base, rationale) == pytest.approx(budget, abs=1e-4)
+
+
+def _step(seed: int, streams: int = 2) -> Step:
+    return Step(_random(seed, 3, streams, 2, 20, spread=2.0), torch.arange(2), torch.arange(3))
+
+
+def _exponents_kl(weights: Tensor, start: Tensor, logprobs: Tensor) -> float:
+    """KL of Π p_k^{w_k} / Z from Π p_k^{b_k} / Z by definition, float64; logprobs `[K, V]`."""
+    powers = [(w.double()[:, None] * logprobs.double()).sum(0) for w in (weights, start)]
+    pi, base = (power - power.logsumexp(0) for power in powers)
+    return float((pi.exp() * (pi - base)).sum())
+
+
+@quick
+@given(
+    seeds,
+    st.floats(0.01, 1.0),
+    st.sampled_from([([1, 0], [1, -1]), ([1, 0], [0, 1]), ([1, 0], [1, -2]), ([0.5, 0.5], [1, -1]),
+                     ([2, 0, 0], [2, -1, -1]), ([1, 0.5, 0], [0, 0, 1])]),
+)  # fmt: skip
+def test_weights_that_spend_a_budget(seed: int, budget: float, line: Any) -> None:
+    base, direction = (torch.tensor(values, dtype=torch.float32) for values in line)
+    step = _step(seed, len(base))
+    weights = kl_budget_weights(budget, *line)(step)
+    assert weights.shape == (3, len(base), 2) and weights.dtype == torch.float32
+    moved = direction != 0
+    for r in range(3):
+        for t in range(2):
+            given_up = weights[r, :, t] - base
+            s = float((given_up[moved] / direction[moved]).mean())
+            assert s > 0
+            torch.testing.assert_close(given_up, s * direction, atol=1e-4, rtol=1e-5)
+            spent = _exponents_kl(base + s * direction, base, step.logprobs[r, :, t])
+            if s < 99.9:
+                assert spent == pytest.approx(budget, abs=1e-4 + 1e-4 * s)
+            else:
+                assert spent <= budget + 1e-3
+
+
+# The plausibility cut-off
+
+
+@quick
+@given(seeds, sizes, sizes, st.sampled_from([0.01, 0.1, 0.5, 1.0]), st.booleans(), st.booleans())
+def test_plausible_tokens_one_by_one(
+    seed: int, r: int, n: int, beta: float, excluding: bool, raw: bool
+) -> None:
+    pooled, expert = _random(seed, r, 1, n)[:, 0], _random(seed + 9, r, 1, n)[:, 0]
+    if excluding:
+        expert = _exclude(seed, expert[:, None])[:, 0]
+        pooled = _exclude(seed + 4, pooled[:, None])[:, 0]
+    shift = 7.5 if raw else 0.0  # logits do as well as log-probabilities
+    before = pooled.clone(), expert.clone()
+    ours = plausible(pooled, expert + shift, beta)
+    assert torch.equal(pooled, before[0]) and torch.equal(expert, before[1])
+    removed = 0
+    for i in range(r):
+        for t in range(n):
+            p = expert[i, t].double().exp().tolist()
+            best = max(p)
+            for v in range(len(p)):
+                if abs(p[v] - beta * best) < 1e-5 * best and p[v] != best:
+                    continue  # on the edge, where rounding decides
+                kept = p[v] >= beta * best
+                removed += not kept
+                expected = pooled[i, t, v] if kept else torch.tensor(-torch.inf)
+                assert torch.equal(ours[i, t, v], expected)
+            assert not ours[i, t].isnan().any()
+    assert removed or beta < 0.5
+    if beta == 1.0:
+        best = expert.argmax(-1, keepdim=True)
+        assert torch.equal(ours.isfinite(), torch.zeros_like(ours, dtype=torch.bool).scatter(
+            -1, best, pooled.gather(-1, best).isfinite()))  # fmt: skip
+
+
+def test_equally_good_tokens_stay_at_a_cut_off_of_one() -> None:
+    expert = torch.tensor([1.0, 2.0, 2.0])[None, None]
+    kept = plausible(torch.zeros(1, 1, 3), expert, 1.0)[0, 0]
+    assert kept.tolist() == [-torch.inf, 0.0, 0.0]

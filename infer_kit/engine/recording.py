@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from infer_kit.engine.pooling import Pooling
-from infer_kit.pool import product
+from infer_kit.pool import mixture, product
 
 
 @dataclass
@@ -182,14 +182,12 @@ def _decisive(pooling: Pooling, logprobs: Tensor, weights: Tensor, pooled: Tenso
     best = pooled.argmax(-1)
     flags = []
     for k in range(logprobs.shape[1]):
-        if pooling.pool == "product":  # anew, since what only stream k excludes comes back
-            others = weights.clone()
-            others[:, k] = 0.0
-            rest = product(logprobs, others.to(logprobs))
-            experts = [e for e in pooling.experts if e != k]
-            rest = pooling.cut_off(rest, logprobs, others.to(logprobs), experts)
-        else:
-            rest = pooled.softmax(-1) - weights[:, k, :, None] * logprobs[:, k].exp()
+        others = weights.to(logprobs, copy=True)
+        others[:, k] = 0.0
+        # anew, since what only stream k excludes comes back
+        rest = (product if pooling.pool == "product" else mixture)(logprobs, others)
+        experts = [e for e in pooling.experts if e != k]
+        rest = pooling.cut_off(rest, logprobs, others, experts)
         alone = (weights != 0).sum(1) == 1  # nothing is left without it
         flags.append((rest.argmax(-1) != best) | (alone & (weights[:, k] != 0)))
     return torch.stack(flags, dim=1)

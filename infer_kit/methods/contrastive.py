@@ -12,8 +12,15 @@ from typing import Any
 
 from infer_kit.backends import backend_for
 from infer_kit.chats import Chat, as_chats, question_of, with_prompt
+from infer_kit.engine.image_noise import check_noise
 from infer_kit.errors import InferKitError
-from infer_kit.methods.recipe import KLBudget, MethodOutput, WeightedRecipe, parse_weight
+from infer_kit.methods.recipe import (
+    KLBudget,
+    MethodOutput,
+    WeightedRecipe,
+    is_number,
+    parse_weight,
+)
 from infer_kit.streams import Group, Stream
 
 DISTURBANCE = (
@@ -36,7 +43,7 @@ class Contrast(WeightedRecipe):
         chat_template: str | None,
         mode: str,
     ) -> None:
-        if isinstance(beta, str | bool) or not 0 <= beta <= 1:
+        if not is_number(beta) or not 0 <= beta <= 1:
             raise InferKitError(f"beta is the plausibility cut-off, from 0 to 1; got {beta!r}.")
         setattr(self, self.knob, alpha)
         self.plausibility = float(beta)
@@ -60,6 +67,8 @@ class VCD(Contrast):
     2024, arXiv 2311.16922. Differs from the published code, which patches sampling alone: greedy
     search contrasts too. Every image is encoded twice, clean and noised, however long the answer.
     """
+
+    alpha: float | str
 
     def __init__(
         self,
@@ -87,8 +96,9 @@ class VCD(Contrast):
         Raises:
             InferKitError: an argument cannot be; names it.
         """
-        super().__init__(model, processor, alpha, beta, trace, chat_template, mode)
+        check_noise(noise_step, seed)
         self.noise_step, self.seed = noise_step, seed
+        super().__init__(model, processor, alpha, beta, trace, chat_template, mode)
 
     def groups(self, chats: Sequence[Chat], memory: Any = None) -> list[Group]:
         groups = []
@@ -97,14 +107,29 @@ class VCD(Contrast):
             context = self.backend.render(chat, b)
             if not self.backend.has_images(context):
                 raise InferKitError(f"Prompt {b} has no image: VCD contrasts it with a noised one.")
-            groups.append(self.contrast(Group((Stream(context, 1.0, "image"),))))
+            groups.append(self._contrasted(Group((Stream(context, 1.0, "image"),))))
         return groups
 
     def contrast(self, group: Group) -> Group:
         """Another method's group with every stream that brings images contrasted.
 
         Images in the prefix of a context (the demonstrations of a bank) stay clean.
+
+        Raises:
+            InferKitError: α is a budget (it is solved for one method's own streams), or no stream
+                brings images.
         """
+        if isinstance(self.setting, KLBudget):
+            raise InferKitError(
+                f"alpha={self.alpha!r} is solved for VCD's own two streams; to contrast those of "
+                "another method, alpha must be a number."
+            )
+        contrasted = self._contrasted(group)
+        if len(contrasted.streams) == len(group.streams):
+            raise InferKitError("No stream of the group brings images to contrast.")
+        return contrasted
+
+    def _contrasted(self, group: Group) -> Group:
         for k in reversed(range(len(group.streams))):
             stream = group.streams[k]
             if self.backend.has_images(stream.context):
@@ -142,6 +167,10 @@ class ICD(Contrast):
         disturbance: d, the text before the question in the second stream.
         noise_step: also contrast with the noised image.
         """
+        if not isinstance(disturbance, str) or not disturbance.strip():
+            raise InferKitError(f"disturbance is a text, not empty; got {disturbance!r}.")
+        if noise_step is not None:
+            check_noise(noise_step, seed)
         self.disturbance, self.noise_step, self.seed = disturbance, noise_step, seed
         super().__init__(model, processor, alpha, beta, trace, chat_template, mode)
 
@@ -247,13 +276,13 @@ class ContextAware(Contrast):
         """Args: as for `VCD`, and
         template: what stands before the question, with the field `{context}`.
         """
-        if template.count("{context}") != 1:
+        if not isinstance(template, str) or template.count("{context}") != 1:
             raise InferKitError(f"template must have the field {{context}} once: {template!r}.")
         self.template = template
         super().__init__(model, processor, alpha, beta, trace, chat_template, mode)
 
     def generate(
-        self, messages: Any, context: str | Sequence[str] = "", **generate_kwargs: Any
+        self, messages: Any, context: str | Sequence[str] | None = None, **generate_kwargs: Any
     ) -> MethodOutput:
         """Answer one chat, or a list of chats together.
 
@@ -264,8 +293,15 @@ class ContextAware(Contrast):
         return self._answer(messages, generate_kwargs, context=context)
 
     def groups(
-        self, chats: Sequence[Chat], memory: Any = None, context: str | Sequence[str] = ""
+        self,
+        chats: Sequence[Chat],
+        memory: Any = None,
+        context: str | Sequence[str] | None = None,
     ) -> list[Group]:
+        if not isinstance(context, Sequence):
+            raise InferKitError(
+                f"context={context!r}: the document is a text, or a list with one for each chat."
+            )
         documents = [context] if isinstance(context, str) else list(context)
         if len(documents) != len(chats):
             raise InferKitError(f"Got {len(documents)} contexts for {len(chats)} prompts.")
@@ -316,9 +352,10 @@ class ContrastiveDecoding(Contrast):
                 "expert and amateur are the same model: they cancel out.",
                 hint="Pass a weaker model of the same vocabulary as amateur.",
             )
-        parse_weight(temperature, "temperature")
-        if not temperature > 0:
-            raise InferKitError(f"temperature must be positive, got {temperature}.")
+        if not is_number(temperature) or temperature <= 0:
+            raise InferKitError(
+                f"temperature must be a positive finite number, got {temperature!r}."
+            )
         self.temperature = temperature
         super().__init__(expert, processor, strength, beta, trace, chat_template, mode)  # type: ignore[arg-type]
         theirs = processor if amateur_processor is None else amateur_processor

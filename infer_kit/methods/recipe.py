@@ -89,6 +89,7 @@ class Recipe(ABC):
         `a.group(chat).replace("image", b.group(chat))` puts the streams of `b` in the place of one
         of `a`'s; `run` decodes the result.
         """
+        self._check_fixed_weights()
         chats, single = as_chats(messages)
         if not single:
             raise InferKitError(f"group takes one chat, got {len(chats)}.")
@@ -113,10 +114,22 @@ class Recipe(ABC):
 
         Args:
             groups: as `group` makes them, perhaps composed of several methods'.
+
+        Raises:
+            InferKitError: this method's weights change with the step, and those of groups cannot.
         """
+        self._check_fixed_weights()
         self.backend.check(len(groups), **generate_kwargs)
-        answers = self._decode(groups, None, generate_kwargs, own_weights=True)
+        answers = self._decode(groups, None, generate_kwargs)
         return MethodOutput.of(answers, single=len(groups) == 1)
+
+    def _check_fixed_weights(self) -> None:
+        if self._step_weights() is not None:
+            raise InferKitError(
+                f"The weights of this {type(self).__name__} are set at every step, for its own "
+                "streams; groups have weights that are numbers.",
+                hint="Give the weight as a number to compose groups.",
+            )
 
     def _clean(self, text: Any, what: str) -> str:
         """A user's text for a prompt, without special tokens; `what` names it in messages."""
@@ -145,14 +158,12 @@ class Recipe(ABC):
         groups: Sequence[Group],
         memory: Any,
         generate_kwargs: dict[str, Any],
-        own_weights: bool = False,
     ) -> Answers:
-        """`own_weights`: the groups' weights hold, whatever this method would set at each step."""
         return self.backend.generate(
             groups,
             pool=self.pool,
             normalize=self.normalize,
-            weights=None if own_weights else self._step_weights(),
+            weights=self._step_weights(),
             plausibility=self.plausibility,
             trace=self.trace,
             memory=memory,

@@ -26,9 +26,10 @@ from tests.engine.cases import (
     assert_reference,
     lookup_rows,
     model_of,
+    seeded,
     text_rows,
 )
-from tests.engine.reference import pooled_scores
+from tests.engine.reference import ReferenceLM, pooled_scores
 from tests.tiny import reference_logits, text_model
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -230,6 +231,105 @@ def test_statistics_with_excluded_tokens(excluding: list[Any]) -> None:
                 assert bool(out.statistics.decisive[b, t, k]) == expected
                 came_back += expected and logits[k, t, without] == -torch.inf
     assert came_back > 0
+
+
+# The plausibility cut-off
+
+
+def _cut(pooled: Tensor, expert: Tensor, beta: float) -> Tensor:
+    """Scores `[V]` without the tokens whose probability is below β times the best's."""
+    p = expert.exp()
+    return torch.where(p < beta * p.max(), -torch.inf, pooled)
+
+
+EXPERTS = {
+    "the primary": (None, lambda a, b, c: a),
+    "another": ((2,), lambda a, b, c: c),
+    "two": ((0, 1), lambda a, b, c: (1.2 * a + 0.4 * b) / 1.6),
+    "two, one of negative weight": ((0, 2), lambda a, b, c: (1.2 * a - 0.5 * c) / 0.7),
+    "all": ((0, 1, 2), lambda a, b, c: (1.2 * a + 0.4 * b - 0.5 * c) / 1.1),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("experts", EXPERTS)
+@pytest.mark.parametrize("beta", [0.1, 0.6])
+def test_experts_say_what_is_plausible(experts: str, beta: float, way: str) -> None:
+    """Several are their product, whose weights are divided by their sum."""
+    named, expert = EXPERTS[experts]
+    weights = [1.2, 0.4, -0.5]
+
+    def by_hand(logprobs: Tensor, _: Tensor) -> Tensor:
+        parts = list(logprobs[0, :, 0])
+        pooled = sum(w * part for w, part in zip(weights, parts, strict=True))
+        chosen = expert(*parts)
+        return _cut(pooled, chosen - chosen.logsumexp(0), beta)[None, None]
+
+    models, rows = [model_of("llama")] * 3, text_rows(2, 3)
+    options = WAYS[way]
+    lm = CoupledLM(models, weights, plausibility=beta, experts=named)
+    ours = seeded(lambda: lm.generate(rows, **OUTPUT, **options))
+    theirs = seeded(lambda: ReferenceLM(models, rows, [weights] * 2, by_hand).write(**options))
+    assert torch.equal(ours.sequences, theirs.sequences)
+    for a, b in zip(ours.logits, theirs.logits, strict=True):
+        assert torch.equal(a.isneginf(), b.isneginf()) and bool(a.isneginf().any())
+        torch.testing.assert_close(a.softmax(-1), b.softmax(-1), atol=1e-5, rtol=0)
+
+
+def test_a_mixture_is_cut_off_too() -> None:
+    def by_hand(logprobs: Tensor, _: Tensor) -> Tensor:
+        a, b = logprobs[0, :, 0].exp()
+        return _cut((0.3 * a + 0.7 * b).log(), a.log(), 0.4)[None, None]
+
+    models, rows = [model_of("llama")] * 2, text_rows(2, 2)
+    lm = CoupledLM(models, [0.3, 0.7], pool="mixture", plausibility=0.4)
+    theirs = ReferenceLM(models, rows, [[0.3, 0.7]] * 2, by_hand).write(**GREEDY)
+    assert torch.equal(lm.generate(rows, **GREEDY), theirs.sequences)
+
+
+def test_a_lone_stream_is_cut_off() -> None:
+    (row,) = text_rows(1, 1)
+    lm = CoupledLM(model_of("llama"), [1.0], plausibility=0.5)
+    out = lm.generate([row], **OUTPUT, **GREEDY)
+    plain = model_of("llama").generate(**row[0], **OUTPUT, **GREEDY)
+    assert torch.equal(out.sequences, plain.sequences)
+    for ours, theirs in zip(out.logits, plain.logits, strict=True):
+        p = theirs.softmax(-1)
+        expected = theirs.masked_fill(p < 0.5 * p.amax(-1, keepdim=True), -torch.inf)
+        assert torch.equal(ours, expected)
+
+
+def test_experts_follow_the_streams_that_run() -> None:
+    present = torch.ones(1, 4, dtype=torch.bool)
+    table = [0.0, 1.0, 0.0, -0.5]
+    pooling = resolve_pooling("product", table, present, plausibility=0.1, experts=(3, 1))
+    assert pooling.streams == (1, 3) and pooling.experts == (1, 0)
+    assert not resolve_pooling("product", [0.0, 1.0, 0, 0], present, plausibility=0.1,
+                               experts=(1,)).is_identity  # fmt: skip
+    off = resolve_pooling("product", table, present, plausibility=0.0, experts=(0,))
+    assert off.experts == ()
+
+
+def test_an_expert_that_does_not_run_is_refused() -> None:
+    message = (
+        r"Stream 0 says what is plausible \(plausibility=0.1\), but it does not run in request"
+    )
+    with pytest.raises(InferKitError, match=message + " 1: it is missing or has weight 0"):
+        _resolve([[1.0, 1.0], [0.0, 1.0]], plausibility=0.1)
+    present = torch.tensor([[True, True], [True, False]])
+    with pytest.raises(InferKitError, match="Stream 1 says what is plausible .* in request 1"):
+        resolve_pooling("product", [1.0, 1.0], present, plausibility=0.1, experts=(0, 1))
+    with pytest.raises(InferKitError, match="Stream 1 .* in request 1"):  # of a function's weights
+        resolve_pooling("product", lambda step: None, present, plausibility=0.1, experts=(1,))
+    with pytest.raises(InferKitError, match=r"Stream 2 says .* does not run: it is missing"):
+        _resolve([1.0, 1.0], plausibility=0.1, experts=(2,))
+    assert _resolve([[1.0, 1.0], [0.0, 1.0]]).experts == ()  # without a cut-off nobody asks
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.1, "0.1", True, math.nan])
+def test_a_cut_off_is_between_0_and_1(beta: Any) -> None:
+    with pytest.raises(InferKitError, match="plausibility is β between 0 and 1, got"):
+        CoupledLM([model_of("llama")] * 2, plausibility=beta)
 
 
 # What is refused

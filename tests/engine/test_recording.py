@@ -138,6 +138,43 @@ def _check_token(
     assert 0 <= statistics.divergence[r, t] <= math.log(len(active)) + 1e-6
 
 
+@pytest.mark.parametrize("experts", [(0,), (1,), (0, 1)], ids=str)
+@pytest.mark.parametrize("pool", ["product", "mixture"])
+@pytest.mark.parametrize("beta", [0.5, 0.8])
+def test_who_decided_under_a_cut_off(pool: str, beta: float, experts: tuple[int, ...]) -> None:
+    """Without a stream the others are pooled anew, and the experts among them cut off."""
+    model, weights = model_of("llama"), [0.6, 0.1, 0.3]
+
+    def best(logits: Tensor, w: list[float]) -> int:
+        scores = pooled_scores(logits, w, pool)
+        left = [k for k in experts if w[k] != 0]
+        if left:
+            total = sum(w[k] for k in left)
+            expert = sum(w[k] / total * logits[k].log_softmax(-1) for k in left)
+            scores[expert < expert.max() + math.log(beta)] = -torch.inf
+        return int(scores.argmax())
+
+    lm = CoupledLM([model] * 3, weights, pool, plausibility=beta, experts=experts)
+    apart = 0
+    for seed in range(6):
+        rows = text_rows(2, 3, seed)
+        out = lm.generate(rows, **TRACE, **GREEDY)
+        new = out.sequences[:, -GREEDY["max_new_tokens"] :]
+        for b, tokens in enumerate(new):
+            streams = torch.stack(
+                [reference_logits(model, dict(row), tokens[None, :-1]) for row in rows[b]]
+            ).double()
+            for t in range(len(tokens)):
+                together = best(streams[:, t], weights)
+                for k in range(3):
+                    without = [0.0 if j == k else w for j, w in enumerate(weights)]
+                    alone = best(streams[:, t], without)
+                    assert bool(out.statistics.decisive[b, t, k]) == (alone != together)
+                    uncut = int(pooled_scores(streams[:, t], without, pool).argmax())
+                    apart += alone != uncut
+    assert apart > 0
+
+
 def _close(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours.double(), theirs.double(), atol=1e-5, rtol=0)
 

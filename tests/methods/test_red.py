@@ -150,7 +150,7 @@ def test_a_budget_is_spent_exactly_and_caps_the_weight(red: Make) -> None:
     out = maker.generate(QUESTION, rationale="it is red", **GREEDY)
     weights = out.trace.weights
     assert (weights[:, 0] == 1).all() and (weights[:, 1] > 0).all()
-    group = maker.group(QUESTION, rationale="it is red")
+    (group,) = maker.groups([QUESTION], rationale="it is red")
     model = maker.backend.model
     ids = torch.as_tensor(out.trace.token_ids)[None, :-1]
     x, r = (reference_logits(model, s.context, ids).double().log_softmax(-1) for s in group.streams)
