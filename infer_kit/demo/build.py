@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,12 @@ def make_config() -> Any:
     )
 
 
-def make_model(seed: int) -> Any:
-    """The untrained model."""
+def make_model(seed: int, sizes: Any = None) -> Any:
+    """The untrained model. `sizes`: its LlavaConfig, of `make_config` if None."""
     from transformers import LlavaForConditionalGeneration
 
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(make_config())
+    model = LlavaForConditionalGeneration(make_config() if sizes is None else sizes)
     match_init(model)
     config = model.generation_config
     config.bos_token_id, config.eos_token_id, config.pad_token_id = BOS, EOS, PAD
@@ -106,13 +107,21 @@ def match_init(model: Any) -> None:
         layer.mlp.down_proj.weight.mul_(0.2)
 
 
-def make_processor() -> Any:
-    """Word-level tokenizer (lower-casing), image processor and chat template."""
+def make_processor(
+    vocabulary: Sequence[str] = WORDS, pixels: int = 3 * PATCH, longest: int = 1024
+) -> Any:
+    """Word-level tokenizer (lower-casing), image processor and chat template.
+
+    Args:
+        vocabulary: the words in the order of their ids, `SPECIAL` first.
+        pixels: side of the processed picture.
+        longest: the model's longest context.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import LlavaProcessor, PreTrainedTokenizerFast
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
@@ -125,10 +134,10 @@ def make_processor() -> Any:
         unk_token="<unk>",
         extra_special_tokens={"image_token": "<image>"},
         clean_up_tokenization_spaces=False,
-        model_max_length=1024,
+        model_max_length=longest,
         model_input_names=["input_ids", "attention_mask"],
     )
-    side = {"height": 3 * PATCH, "width": 3 * PATCH}
+    side = {"height": pixels, "width": pixels}
     images = CLIPImageProcessorPil(
         size=side, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )

@@ -27,16 +27,23 @@ class Row:
     """Segments of one row.
 
     Attributes:
-        image: its number in the batch of images, None without one.
+        image: its number in the batch of images, None without one, a list of several.
         ids, labels, lessons: of each token; a label is the next token or `IGNORED`.
         segments: of each segment first token, end, parent and first position.
     """
 
-    image: int | None = None
+    image: int | list[int] | None = None
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     lessons: list[int] = field(default_factory=list)
     segments: list[tuple[int, int, int | None, int]] = field(default_factory=list)
+
+    @property
+    def images(self) -> list[int]:
+        """The numbers of its images."""
+        if self.image is None:
+            return []
+        return [self.image] if isinstance(self.image, int) else self.image
 
     def add(
         self,
@@ -69,13 +76,16 @@ class Row:
 
 @dataclass
 class Batch:
-    """Padded rows. ids, labels, lessons, positions: `[B, T]`; mask: `[B, 1, T, T]`, True = seen."""
+    """Padded rows. ids, labels, lessons, positions: `[B, T]`; mask: `[B, 1, T, T]`, True = seen.
+
+    Without a mask every token sees those before it: for rows of one segment and of one length.
+    """
 
     ids: Tensor
     labels: Tensor
     lessons: Tensor
     positions: Tensor
-    mask: Tensor
+    mask: Tensor | None
     images: list[int]
 
     @classmethod
@@ -107,7 +117,7 @@ class Batch:
             lessons=torch.from_numpy(lessons),
             positions=torch.from_numpy(positions),
             mask=torch.from_numpy(mask),
-            images=[row.image for row in rows if row.image is not None],
+            images=[i for row in rows for i in row.images],
         )
 
 

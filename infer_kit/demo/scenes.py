@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 30, 36),
@@ -106,23 +107,28 @@ def draw(scene: Scene) -> Image:
 
     picture = Image.new("RGB", (3 * CELL_PIXELS, 3 * CELL_PIXELS), BACKGROUNDS[scene.background])
     pen = ImageDraw.Draw(picture)
-    r = 0.36 * CELL_PIXELS  # the rest is margin: no shape reaches into the next cell
     for i, (color, shape) in enumerate(scene.objects):
         row, column = divmod(i, 3)
         x, y = (column + 0.5) * CELL_PIXELS, (row + 0.5) * CELL_PIXELS
-        fill = COLORS[color]
-        if shape == "circle":
-            pen.ellipse((x - r, y - r, x + r, y + r), fill)
-        elif shape == "square":
-            pen.rectangle((x - 0.85 * r, y - 0.85 * r, x + 0.85 * r, y + 0.85 * r), fill)
-        elif shape == "triangle":
-            pen.polygon(((x, y - r), (x + r, y + 0.8 * r), (x - r, y + 0.8 * r)), fill)
-        elif shape == "cross":
-            pen.rectangle((x - r, y - 0.3 * r, x + r, y + 0.3 * r), fill)
-            pen.rectangle((x - 0.3 * r, y - r, x + 0.3 * r, y + r), fill)
-        else:
-            pen.polygon(((x, y - r), (x + r, y), (x, y + r), (x - r, y)), fill)
+        draw_object(pen, color, shape, x, y)
     return picture
+
+
+def draw_object(pen: ImageDraw, color: str, shape: str, x: float, y: float) -> None:
+    """Draw one object in the middle (x, y) of its cell."""
+    r = 0.36 * CELL_PIXELS  # the rest is margin: no shape reaches into the next cell
+    fill = COLORS[color]
+    if shape == "circle":
+        pen.ellipse((x - r, y - r, x + r, y + r), fill)
+    elif shape == "square":
+        pen.rectangle((x - 0.85 * r, y - 0.85 * r, x + 0.85 * r, y + 0.85 * r), fill)
+    elif shape == "triangle":
+        pen.polygon(((x, y - r), (x + r, y + 0.8 * r), (x - r, y + 0.8 * r)), fill)
+    elif shape == "cross":
+        pen.rectangle((x - r, y - 0.3 * r, x + r, y + 0.3 * r), fill)
+        pen.rectangle((x - 0.3 * r, y - r, x + 0.3 * r, y + r), fill)
+    else:
+        pen.polygon(((x, y - r), (x + r, y), (x, y + r), (x - r, y)), fill)
 
 
 def step(cell: str, move: str) -> str | None:

@@ -45,6 +45,7 @@ LOOK_UP_SHARE = 0.1
 
 Patches = dict[tuple[str, str, str], Tensor]
 Lesson = tuple[list[scenes.Scene], list[list[Row]]]
+Parts = list[tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,26 @@ def pixels_of(patches: Patches, scene: scenes.Scene) -> Tensor:
 def train_sight(model: Any, patches: Patches, stage: Stage, rng: random.Random) -> None:
     """Stage 1: patches become sums of word embeddings."""
     words = model.model.language_model.embed_tokens.weight.detach()
+
+    def batch() -> tuple[Tensor, Tensor]:
+        boards = [scenes.random_scene(rng) for _ in range(2 * IMAGES)]
+        names = [
+            [build.encode(f"{cell} {color} {shape} {board.background}")
+             for cell, (color, shape) in zip(scenes.CELLS, board.objects, strict=True)]
+            for board in boards
+        ]  # fmt: skip
+        target = words[torch.tensor(names)].sum(2)
+        return torch.stack([pixels_of(patches, board) for board in boards]), target
+
+    fit_sight(model, stage, batch)
+
+
+def fit_sight(model: Any, stage: Stage, batch: Callable[[], tuple[Tensor, Tensor]]) -> None:
+    """Regress projected patches.
+
+    Args:
+        batch: gives pixels `[B, 3, H, W]` and targets `[B, patches, width]`.
+    """
     seen = [
         p
         for n, p in model.named_parameters()
@@ -86,14 +107,8 @@ def train_sight(model: Any, patches: Patches, stage: Stage, rng: random.Random) 
     progress = tqdm(range(stage.steps), desc=stage.name, mininterval=5)
     for step in progress:
         _set_rates([optimiser], [stage.slow], stage, step)
-        boards = [scenes.random_scene(rng) for _ in range(2 * IMAGES)]
-        names = [
-            [build.encode(f"{cell} {color} {shape} {board.background}")
-             for cell, (color, shape) in zip(scenes.CELLS, board.objects, strict=True)]
-            for board in boards
-        ]  # fmt: skip
-        target = words[torch.tensor(names)].sum(2)
-        features = project(model, torch.stack([pixels_of(patches, board) for board in boards]))
+        pixels, target = batch()
+        features = project(model, pixels)
         loss = (features - target).square().mean() / target.var()
         optimiser.zero_grad()
         loss.backward()
@@ -108,11 +123,31 @@ def train_language(
     rng: random.Random,
     lesson: Callable[[random.Random], Lesson],
 ) -> None:
-    """Stages 2 to 5. Muon for the matrices of the language model's layers, AdamW for the rest."""
+    """Stages 2 to 5."""
+
+    def step() -> Parts:
+        boards, batches = lesson(rng)
+        features = project(model, torch.stack([pixels_of(patches, board) for board in boards]))
+        return [losses(model, Batch.of(rows), features) for rows in batches]
+
+    fit_language(model, stage, lessons.LESSONS, step)
+
+
+def fit_language(
+    model: Any, stage: Stage, names: Sequence[str], losses_of_step: Callable[[], Parts]
+) -> None:
+    """Muon for the matrices of the language model's layers, AdamW for the rest.
+
+    Args:
+        names: of the lessons, by their numbers.
+        losses_of_step: what `packing.losses` gives for each batch of one step.
+    """
     matrices: list[torch.nn.Parameter] = []
     gains: list[torch.nn.Parameter] = []
     slow: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if "language_model.layers" in name:
             (matrices if parameter.ndim == 2 else gains).append(parameter)
         else:
@@ -125,9 +160,7 @@ def train_language(
     progress = tqdm(range(stage.steps), desc=stage.name, mininterval=5)
     for step in progress:
         _set_rates([muon, adam], rates, stage, step)
-        boards, batches = lesson(rng)
-        features = project(model, torch.stack([pixels_of(patches, board) for board in boards]))
-        parts = [losses(model, Batch.of(rows), features) for rows in batches]
+        parts = losses_of_step()
         loss, hit, number = (torch.cat(column) for column in zip(*parts, strict=True))
         muon.zero_grad()
         adam.zero_grad()
@@ -138,7 +171,7 @@ def train_language(
         for n in number.unique().tolist():
             share = hit[number == n].float().mean().item()
             hits[n] = 0.9 * hits.get(n, share) + 0.1 * share
-        named = {lessons.LESSONS[n]: f"{share:.2f}" for n, share in sorted(hits.items())}
+        named = {names[n]: f"{share:.2f}" for n, share in sorted(hits.items())}
         progress.set_postfix(named, refresh=False)
 
 
@@ -217,17 +250,8 @@ def train(out: Path, seed: int = 0, smoke: bool = False) -> None:
     processor = build.make_processor()
     patches = build.cell_patches(processor)
     model = build.make_model(seed)
-    made = out / f"stages-{seed}{'-smoke' if smoke else ''}"
-    made.mkdir(parents=True, exist_ok=True)
-    for number, stage in enumerate(STAGES):
-        file = made / f"{number}.pt"
-        if file.exists():
-            model.load_state_dict(torch.load(file))
-            continue
-        rng = random.Random(f"training {seed} {stage.name}")
-        torch.manual_seed(seed)
-        if smoke:
-            stage = Stage(stage.name, 2)
+
+    def teach(stage: Stage, rng: random.Random) -> None:
         if stage.name == "sight":
             train_sight(model, patches, stage, rng)
         elif stage.name == "notes":
@@ -236,10 +260,40 @@ def train(out: Path, seed: int = 0, smoke: bool = False) -> None:
         else:
             lesson = {"places": places, "look up": look_up, "questions": questions}[stage.name]
             train_language(model, patches, stage, rng, lesson)
-        torch.save(model.state_dict(), file)
-        print(f"{stage.name}: {time.process_time() - start:.0f} s of CPU time so far")
+
+    made = out / f"stages-{seed}{'-smoke' if smoke else ''}"
+    run_stages(model, STAGES, teach, made, seed, smoke, start)
     build.save(model, processor, out)
     shutil.rmtree(made)
+
+
+def run_stages(
+    model: Any,
+    stages: Sequence[Stage],
+    teach: Callable[[Stage, random.Random], None],
+    made: Path,
+    seed: int,
+    smoke: bool,
+    start: float,
+) -> None:
+    """Teach one stage after the other, each seeded by itself.
+
+    Args:
+        made: folder for the state after each stage; what is there already is not made again.
+        smoke: make two steps of each stage.
+        start: CPU time when the run began, to report from.
+    """
+    made.mkdir(parents=True, exist_ok=True)
+    for number, stage in enumerate(stages):
+        file = made / f"{number}.pt"
+        if file.exists():
+            model.load_state_dict(torch.load(file))
+            continue
+        rng = random.Random(f"training {seed} {stage.name}")
+        torch.manual_seed(seed)
+        teach(Stage(stage.name, 2) if smoke else stage, rng)
+        torch.save(model.state_dict(), file)
+        print(f"{stage.name}: {time.process_time() - start:.0f} s of CPU time so far")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,22 +16,11 @@ SHOTS = (0, 1, 2, 4, 8, 16)
 CHUNKS = (1, 2, 4)
 """Chunks are k-means clusters of what the model itself sees."""
 
-TEMPERATURE = 0.1
-"""τ of the similarity weights: at 1 they are uniform to the second digit."""
-
 ANSWER: dict[str, Any] = {"max_new_tokens": 2, "do_sample": False}
 QUERIES_AT_ONCE = 64
 LATENCY_SHOTS = (16, 32, 64, 128, 256)
 
 Chat = list[dict[str, Any]]
-
-
-def records(episode: Episode, shots: int) -> list[dict[str, Any]]:
-    """The first demonstrations of an episode, as `ParallelICL.fit` takes them."""
-    return [
-        {"image": shown.picture, "question": shown.question, "answer": shown.answer}
-        for shown in episode.demonstrations[:shots]
-    ]
 
 
 def name_of(chunks: int, weighting: str) -> str:
@@ -46,11 +35,11 @@ def answers(
 
     Every episode has demonstrations of its own, so each is fitted; queries are answered together.
     """
-    picl = ParallelICL(model, processor, chunks, temperature=TEMPERATURE, trace=False)
+    picl = ParallelICL(model, processor, chunks, trace=False)
     weightings = ("uniform", "similarity") if chunks > 1 else ("uniform",)
     groups: dict[str, list[Group]] = {name_of(chunks, weighting): [] for weighting in weightings}
     for episode in episodes:
-        picl.fit(records(episode, shots))
+        picl.fit(episode.records(shots))
         for weighting in weightings:
             picl.weighting = weighting
             groups[name_of(chunks, weighting)].append(picl.group([episode.query.turn()]))
@@ -130,7 +119,7 @@ def latencies(
     Args:
         episode: with at least `shots` demonstrations.
     """
-    demos = records(episode, shots)
+    demos = episode.records(shots)
     turns = [turn for shown in episode.demonstrations[:shots] for turn in shown.turns()]
     query: Chat = [episode.query.turn()]
 
@@ -151,7 +140,6 @@ def latencies(
             processor,
             chunks=4,
             chunking="balanced",
-            temperature=TEMPERATURE,
             bank=bank,
             trace=False,
         ).fit(demos)
