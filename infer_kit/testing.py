@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from infer_kit.engine.context_prefix import prompt_length
 from infer_kit.engine.coupled_lm import CoupledLM
 
 Row = Mapping[str, Any]
@@ -240,7 +241,7 @@ def _seeded(call: Any) -> Any:
 
 def _length(row: Row | None) -> int:
     assert row is not None
-    return row["input_ids"].shape[1]
+    return prompt_length(row)
 
 
 def _new(sequences: Tensor, row: Row) -> Tensor:

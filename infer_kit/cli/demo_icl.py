@@ -90,7 +90,6 @@ def demo_icl(
                 "cpu_seconds": seconds,
                 "ratio": {name: value / full for name, value in seconds.items()},
             },
-            "temperature": ways.TEMPERATURE,
             "n": episodes,
             "seed": seed,
             "seconds": round(whole, 2),
@@ -107,8 +106,7 @@ def _show_one(console: Any, model: Any, processor: Any, episode: Any) -> dict[st
     from infer_kit.demo.icl import ways
     from infer_kit.methods.parallel_icl import ParallelICL
 
-    picl = ParallelICL(model, processor, chunks=2, temperature=ways.TEMPERATURE)
-    picl.fit(ways.records(episode, 8))
+    picl = ParallelICL(model, processor, chunks=2).fit(episode.records(8))
     out = picl.generate([episode.query.turn()], **ways.ANSWER)
     facts = Table.grid(padding=(0, 2))
     board = episode.query.board

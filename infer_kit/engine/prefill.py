@@ -86,7 +86,8 @@ def make_prefix(model: PreTrainedModel, row: Mapping[str, Any], read: bool = Tru
     """A row as the beginning of prompts.
 
     Args:
-        row: with encoded images in place of pixels where it is not read.
+        row: with encoded images in place of pixels where it is not read. Whether a prompt can be
+            read in two passes at all is for `model_facts.why_not_continued` to say.
         read: False keeps no state: the whole prompt is read each time.
     """
     kept = {name: row[name] for name in TOKEN_INPUTS if row.get(name) is not None}

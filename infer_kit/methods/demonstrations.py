@@ -195,7 +195,12 @@ class DualEncoder:
                 stacklevel=2,
             )
         inputs = self.processor.tokenizer(
-            list(texts), padding=padding, truncation=True, max_length=length, return_tensors="pt"
+            list(texts),
+            padding=padding,
+            padding_side="right",  # a causal text encoder then reads the same in any batch
+            truncation=True,
+            max_length=length,
+            return_tensors="pt",
         )
         return _pooled(self.model.get_text_features(**inputs.to(self.model.device)))
 

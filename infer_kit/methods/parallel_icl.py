@@ -138,7 +138,7 @@ class ParallelICL(Recipe):
         self._fitted: FittedPool | None = None
         self._prompts: ChunkPrompts | None = None
         self._memory: Any = None
-        self._keys: dict[str, int] = {}
+        self._keys: list[str] = []
 
     def _check_arguments(self) -> None:
         given = isinstance(self.chunks, Sequence) and not isinstance(self.chunks, str)
@@ -284,10 +284,7 @@ class ParallelICL(Recipe):
     def _read_bank(self) -> None:
         """The states of the chunks, and what tells a query that is itself a demonstration."""
         pool = self._pool()
-        self._keys = {
-            question_key(demo.pictures, demo.question): n
-            for n, demo in enumerate(pool.demonstrations)
-        }
+        self._keys = [question_key(demo.pictures, demo.question) for demo in pool.demonstrations]
         self._prompts = ChunkPrompts(self.backend, pool.demonstrations, self.system, self._bank)
         if pool.chunks is not None:
             used = sorted(n for members in pool.chunks for n in members)
@@ -409,8 +406,9 @@ class ParallelICL(Recipe):
         for b, chat in enumerate(chats):
             parts = pool.chunks or self._chunks_of(None if queries is None else queries[b])
             used = sorted(n for members in parts for n in members)
-            twin = self._keys.get(question_key(pictures_of(chat), question_of(chat, b)))
-            if twin in used:
+            key = question_key(pictures_of(chat), question_of(chat, b))
+            twin = next((n for n in used if self._keys[n] == key), None)
+            if twin is not None:
                 warnings.warn(
                     f"Query {b} is demonstration {twin} itself, so its answer is in the context.",
                     stacklevel=3,

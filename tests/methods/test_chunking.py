@@ -297,13 +297,19 @@ def test_random_puts_any_two_together_equally_often() -> None:
 @given(seeds, st.integers(1, 20), st.data())
 def test_given_labels_and_given_lists(seed: int, n: int, data: st.DataObject) -> None:
     labels = data.draw(st.lists(st.integers(-2, 4), min_size=n, max_size=n))
-    expected = _by_label(labels)
+    expected = [[i for i in range(n) if labels[i] == label] for label in sorted(set(labels))]
     assert given_chunks(labels, n) == expected
     assert given_chunks(np.array(labels, dtype=np.int32), n) == expected
     assert given_chunks(torch.tensor(labels), n) == expected
     lists = data.draw(st.permutations([data.draw(st.permutations(part)) for part in expected]))
-    assert given_chunks(lists, n) == expected
-    assert given_chunks(tuple(np.array(part) for part in lists), n) == expected
+    assert given_chunks(lists, n) == lists
+    assert given_chunks(tuple(np.array(part) for part in lists), n) == lists
+
+
+def test_weights_of_ones_own_go_with_the_order_given() -> None:
+    """Lists keep their order, outside and inside; labels ascend."""
+    assert given_chunks([[3, 1], [2, 0]], 4) == [[3, 1], [2, 0]]
+    assert given_chunks([7, -1, 7, 2], 4) == [[1], [3], [0, 2]]
 
 
 def test_what_chunk_returns_can_be_given() -> None:
