@@ -169,11 +169,7 @@ def _held_out(attribute: str, shots: int, seed: str) -> Episode:
     bindings = bind(attribute, rng)
     background = rng.choice(tuple(BACKGROUNDS))
     asked = _random_board(attribute, background, rng)
-    shown: list[Board] = []
-    while len(shown) < shots:
-        board = _random_board(attribute, background, rng)
-        if board != asked:
-            shown.append(board)
+    shown = [_random_board(attribute, background, rng, asked) for _ in range(shots)]
     return Episode(
         attribute,
         bindings,
@@ -182,11 +178,14 @@ def _held_out(attribute: str, shots: int, seed: str) -> Episode:
     )
 
 
-def _random_board(attribute: str, background: str, rng: random.Random) -> Board:
+def _random_board(
+    attribute: str, background: str, rng: random.Random, other_than: Board | None = None
+) -> Board:
+    """A held-out board: its value first, each as likely, then the picture among those left."""
     value = rng.choice(ATTRIBUTES[attribute])
     color, shape = (value, None) if attribute == "color" else (None, value)
-    alike = [b for b in boards_with(True, color, shape) if b.background == background]
-    return rng.choice(alike)
+    alike = boards_with(True, color, shape)
+    return rng.choice([b for b in alike if b.background == background and b != other_than])
 
 
 def draw(board: Board) -> Image:
