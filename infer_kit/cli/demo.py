@@ -55,19 +55,9 @@ def demo(
         raise InferKitError(
             f"--questions must be an even number of at least 4 (two kinds), got {questions}."
         )
-    if save is not None and save.exists() and not save.is_dir():
-        raise InferKitError(f"--save takes a folder, and {str(save)!r} is a file.")
-    if save is not None and importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtra(
-            "--save draws a figure, and matplotlib is not installed.",
-            hint="pip install 'infer-kit[plots]'",
-        )
+    check_save(save)
     console = Console(quiet=as_json)
-    import torch
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(1)  # in a model this small threads wait more than they compute
+    quieten()
     from infer_kit import demo as tiny
     from infer_kit.demo.scenes import held_out
 
@@ -81,6 +71,26 @@ def demo(
     console.print(f"{len(records)} questions in {seconds:.1f} s.", style="dim")
     if as_json:
         print(json.dumps(_report(shown, accuracies, len(records), weight, seed, seconds)))
+
+
+def check_save(save: Path | None) -> None:
+    """Raise unless pictures and figures can be written to the folder `save`, if any."""
+    if save is not None and save.exists() and not save.is_dir():
+        raise InferKitError(f"--save takes a folder, and {str(save)!r} is a file.")
+    if save is not None and importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtra(
+            "--save draws a figure, and matplotlib is not installed.",
+            hint="pip install 'infer-kit[plots]'",
+        )
+
+
+def quieten() -> None:
+    """No bars of transformers, and one thread: in a model this small, more would only wait."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
 
 
 def _show_one(

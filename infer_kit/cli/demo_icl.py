@@ -1,6 +1,5 @@
 """`infer-kit demo icl`: demonstrations against accuracy, and chunks against latency."""
 
-import importlib.util
 import json
 import time
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from infer_kit.errors import InferKitError, MissingExtra
+from infer_kit.cli.demo import check_save, quieten
+from infer_kit.errors import InferKitError
 
 ROUNDS = 15
 MOST = 256
@@ -37,19 +37,9 @@ def demo_icl(
     started = time.perf_counter()
     if episodes < 2:
         raise InferKitError(f"--episodes must be at least 2 (two attributes), got {episodes}.")
-    if save is not None and save.exists() and not save.is_dir():
-        raise InferKitError(f"--save takes a folder, and {str(save)!r} is a file.")
-    if save is not None and importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtra(
-            "--save draws a figure, and matplotlib is not installed.",
-            hint="pip install 'infer-kit[plots]'",
-        )
+    check_save(save)
     console = Console(quiet=as_json)
-    import torch
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(1)  # in a model this small threads wait more than they compute
+    quieten()
     from infer_kit.demo import icl
     from infer_kit.demo.icl import ways
     from infer_kit.demo.icl.episodes import held_out

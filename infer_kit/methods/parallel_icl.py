@@ -20,12 +20,12 @@ from infer_kit.chats import Chat, as_chats, load_images, question_of
 from infer_kit.errors import InferKitError, PromptTooLong
 from infer_kit.methods.chunk_prompts import ChunkPrompts
 from infer_kit.methods.chunking import CHUNKINGS, chunk, given_chunks
-from infer_kit.methods.demonstrations import (
-    as_demonstrations,
+from infer_kit.methods.demonstrations import as_demonstrations, pictures_of, question_key
+from infer_kit.methods.features import (
+    demonstration_features,
     encoder_for,
-    feature_table,
-    pictures_of,
-    question_key,
+    given_features,
+    query_features,
 )
 from infer_kit.methods.fitted_pool import FittedPool
 from infer_kit.methods.recipe import MethodOutput, Recipe, is_number
@@ -293,25 +293,13 @@ class ParallelICL(Recipe):
     def _features_of(self, demos: Sequence[Any], given: Any) -> tuple[Tensor | None, int | None]:
         """`[N, D]`, and how many of the D are of images; None where they are the user's."""
         if given is not None:
-            table = torch.as_tensor(given, dtype=torch.float32)
-            if table.dim() != 2 or len(table) != len(demos) or not bool(table.isfinite().all()):
-                raise InferKitError(
-                    f"features have shape {list(table.shape)}; expected [{len(demos)}, D] finite "
-                    "numbers, one row a demonstration."
-                )
-            return table, None
+            return given_features(given, len(demos)), None
         clusters = isinstance(self.chunks, int) and self.chunking != "random"
         one = self.chunks == 1
         selects = self.selection in ("nearest", "diverse")
         if not (selects or self.weighting == "similarity" or clusters) or (one and not selects):
             return None, 0
-        table = self._table(demos)
-        text_width = feature_table(self._encoder, [[]], [demos[0].question]).shape[1]
-        return table, table.shape[1] - text_width
-
-    def _table(self, demos: Sequence[Any]) -> Tensor:
-        texts = [f"{demo.question} {demo.answer}" for demo in demos]
-        return feature_table(self._encoder, [demo.pictures for demo in demos], texts, self._memory)
+        return demonstration_features(self._encoder, demos, self._memory)
 
     def _chunks_of(self, query: Tensor | None) -> list[list[int]]:
         """The chunks, of all demonstrations or of those selected, by number."""
@@ -348,7 +336,8 @@ class ParallelICL(Recipe):
         elif self.chunking == "random" or chunks == 1:
             features = torch.zeros(len(members), 1)
         else:  # another number of chunks than asked for, to propose it
-            features = self._table([pool.demonstrations[n] for n in members])
+            some = [pool.demonstrations[n] for n in members]
+            features, _ = demonstration_features(self._encoder, some, self._memory)
         parts = chunk(features, chunks, self.chunking, self.seed)
         return [[members[i] for i in part] for part in parts]
 
@@ -468,24 +457,12 @@ class ParallelICL(Recipe):
                 else "features of queries need those of the demonstrations: fit(..., features=...)."
             )
         if given is not None:
-            table = torch.as_tensor(given, dtype=torch.float32)
-            table = table[None] if table.dim() == 1 else table
-            expected = [len(chats), pool.features.shape[1]]
-            if list(table.shape) != expected:
-                raise InferKitError(
-                    f"features of the queries have shape {list(table.shape)}; expected {expected}, "
-                    "as those of the demonstrations."
-                )
-            return table
+            return given_features(given, len(chats), pool.features)
         questions = [question_of(chat, b) for b, chat in enumerate(chats)]
         pictures = [pictures_of(chat) for chat in chats]
-        table = feature_table(self._encoder, pictures, questions, memory, pool.image_width)
-        if table.shape[1] != pool.features.shape[1]:
-            raise InferKitError(
-                f"The encoder's features of the queries have {table.shape[1]} numbers, those of "
-                f"the demonstrations {pool.features.shape[1]}: it is another encoder."
-            )
-        return table
+        return query_features(
+            self._encoder, pictures, questions, memory, pool.features, pool.image_width or 0
+        )
 
     def _call_memory(self) -> Any:
         """Encoded images of `fit` and of this call; none for full context, as in `generate`."""

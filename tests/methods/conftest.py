@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
+from infer_kit.methods.parallel_icl import ParallelICL
 from infer_kit.methods.prompts import Prompts
 from infer_kit.methods.red import RED
 from tests.tiny import shared_text_model, tiny_lvlm
@@ -77,3 +78,16 @@ def model_calls(lvlm: PreTrainedModel) -> Iterator[list[int]]:
     yield calls
     for handle in handles:
         handle.remove()
+
+
+@pytest.fixture
+def icl(lvlm: PreTrainedModel, processor: Any) -> Callable[..., ParallelICL]:
+    """A fitted `ParallelICL` on the tiny LLaVA."""
+    from tests.methods.icl_cases import demonstrations  # it needs the pictures made here
+
+    seven = demonstrations()
+
+    def make(demos: Any = seven, features: Any = None, **options: Any) -> ParallelICL:
+        return ParallelICL(lvlm, processor, **options).fit(demos, features=features)
+
+    return make

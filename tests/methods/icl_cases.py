@@ -18,6 +18,8 @@ GREEDY: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False}
 LOGITS: dict[str, Any] = {"output_logits": True}
 QUERY = chat("what is it?", picture(100))
 QUERIES = [QUERY, chat("and which of the two?", picture(101), picture(102))]
+PENALTY: dict[str, Any] = {"repetition_penalty": 1.3, "max_new_tokens": 10}
+PARTS = [[0, 2], [1, 3, 6], [4, 5]]
 WORDS = ("dax", "wug", "the fep", "blicket", "zorp", "in", "kiki and bouba", "toma", "gorp")
 
 
@@ -87,3 +89,11 @@ def assert_same(a: Any, b: Any, tolerance: float = 1e-5) -> None:
     assert one.sequences[:, -n:].tolist() == two.sequences[:, -n:].tolist()
     for x, y in zip(one.logits, two.logits, strict=True):
         torch.testing.assert_close(x, y, atol=tolerance, rtol=0)
+
+
+def stream_logprobs(
+    model: Any, processor: Any, parts: Any, ids: Tensor, query: Any = QUERY
+) -> Tensor:
+    """`[K, n, V]` float64 log-probabilities of each chunk, read whole."""
+    rows = [whole_row(processor, [demonstrations()[n] for n in part], query) for part in parts]
+    return torch.stack([step_logprobs(model, row, ids) for row in rows])

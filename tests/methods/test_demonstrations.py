@@ -22,14 +22,13 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from infer_kit.backends import backend_for
 from infer_kit.errors import InferKitError
-from infer_kit.methods.demonstrations import (
+from infer_kit.methods.demonstrations import as_demonstrations, question_key
+from infer_kit.methods.features import (
     DualEncoder,
     OwnEncoder,
     TextEncoder,
-    as_demonstrations,
     encoder_for,
     feature_table,
-    question_key,
 )
 from infer_kit.methods.parallel_icl import ParallelICL
 from tests.methods.conftest import chat, picture
