@@ -29,7 +29,13 @@ from infer_kit.methods.features import (
 )
 from infer_kit.methods.fitted_pool import FittedPool
 from infer_kit.methods.recipe import MethodOutput, Recipe, is_number
-from infer_kit.methods.selection import SELECTIONS, check_seed, is_whole, select
+from infer_kit.methods.selection import (
+    SELECTIONS,
+    check_seed,
+    is_whole,
+    select,
+    unknown_name,
+)
 from infer_kit.methods.weighting import (
     WEIGHTINGS,
     entropy_weights,
@@ -148,12 +154,10 @@ class ParallelICL(Recipe):
                 f"chunks is a number from 1 on, or chunks of your own; got {self.chunks!r}."
             )
         if self.chunking not in CHUNKINGS:
-            raise InferKitError(f"Unknown chunking {self.chunking!r}: use one of {CHUNKINGS}.")
+            raise unknown_name("chunking", self.chunking, CHUNKINGS)
         if isinstance(self.weighting, str):
             if self.weighting not in WEIGHTINGS:
-                raise InferKitError(
-                    f"Unknown weighting {self.weighting!r}: use one of {WEIGHTINGS}, or K numbers."
-                )
+                raise unknown_name("weighting", self.weighting, WEIGHTINGS)
         elif not (isinstance(self.weighting, Sequence) and all(map(is_number, self.weighting))):
             raise InferKitError(f"weighting must be a name or K numbers, got {self.weighting!r}.")
         if not is_number(self.temperature) or self.temperature <= 0:
@@ -161,9 +165,7 @@ class ParallelICL(Recipe):
         if self.pool not in ("product", "mixture"):
             raise InferKitError(f"pool is 'product' or 'mixture', got {self.pool!r}.")
         if self.selection is not None and self.selection not in SELECTIONS:
-            raise InferKitError(
-                f"Unknown selection {self.selection!r}: use one of {SELECTIONS} or None."
-            )
+            raise unknown_name("selection", self.selection, SELECTIONS)
         if self.system is not None and not isinstance(self.system, str):
             raise InferKitError(f"system is a text, got a {type(self.system).__name__}.")
         check_seed(self.seed)
