@@ -33,7 +33,13 @@ class Answers:
 
 
 class Backend(Protocol):
-    """Runs groups of streams. One a model and processor."""
+    """Runs groups of streams. One a model and processor.
+
+    Attributes:
+        model: what reads the streams that name no other.
+    """
+
+    model: Any
 
     def check(self, requests: int = 1, /, **generate_kwargs: Any) -> None:
         """Raise for generate arguments that cannot work, before anything is run."""
@@ -87,12 +93,16 @@ class Backend(Protocol):
         """`[N, D]` float32 features of texts: the mean of the model's own token embeddings."""
         ...
 
-    def fingerprint(self) -> str:
-        """Tells the model from others, whatever its dtype and device."""
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells the model from others, for JSON."""
         ...
 
-    def length(self, context: Any) -> int:
-        """Tokens of a context."""
+    def is_same(self, fingerprint: dict[str, Any]) -> bool:
+        """Whether it is this model's, whatever the dtype and the device."""
+        ...
+
+    def count(self, chat: list[dict[str, Any]]) -> int:
+        """Tokens of a chat, however long."""
         ...
 
     def limit(self) -> int | None:
@@ -157,17 +167,20 @@ class Backend(Protocol):
     def score(
         self,
         groups: Sequence[Group],
+        chats: Sequence[list[dict[str, Any]]],
         candidates: Sequence[Sequence[str]],
         tables: Sequence[Sequence[Sequence[float]]],
         pool: Any = "product",
         normalize: bool = False,
-        plausibility: float = 0.0,
         memory: Any = None,
     ) -> Any:
         """log π of given answers under several sets of weights, from one pass a stream.
 
+        An answer is scored as the chat template writes it, its end token included. There is no
+        cut-off: it would exclude what was asked to be compared.
+
         Args:
-            candidates: texts for each group. tables: `[W][B][K]` weights.
+            chats: that the groups answer. candidates: texts for each. tables: `[W][B][K]` weights.
 
         Returns:
             `[W, B, C]` floats, natural logarithms; −inf where a group has fewer than C.

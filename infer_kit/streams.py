@@ -1,7 +1,7 @@
 """What a method asks of a backend: groups of streams."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from infer_kit.errors import InferKitError
@@ -33,11 +33,13 @@ class Group:
         primary: the stream whose prompt the output, the processors and the stopping criteria see.
         experts: the streams that say what is plausible, where the pool has a cut-off; of several,
             their product. None: the primary.
+        memories: of encoded images that the contexts show (`Backend.new_memory`).
     """
 
     streams: tuple[Stream, ...]
     primary: int = 0
     experts: tuple[int, ...] | None = None
+    memories: tuple[Any, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.streams:
@@ -83,7 +85,8 @@ class Group:
                 primary = begin + inner_primary
             if k in (self.experts or ()):
                 experts += [begin + e for e in inner_experts]
-        return Group(tuple(streams), primary, tuple(experts))
+        memories = (*self.memories, *other.memories)
+        return Group(tuple(streams), primary, tuple(experts), memories)
 
     def reweighted(self, weights: Sequence[float]) -> "Group":
         """The group with other weights."""

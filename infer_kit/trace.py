@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from infer_kit.engine.recording import TokenStatistics
 
-_COLUMNS = 4
+_COLUMNS = 3
 _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 
 
@@ -105,7 +105,7 @@ class Trace:
     def table(self, title: str | None = None) -> "Table":
         """A rich table, a row a token, coloured by the stream that added most to its margin.
 
-        Up to four streams have columns of their own; of more, the one that added most and those
+        Up to three streams have columns of their own; of more, the one that added most and those
         that decided the token are named.
         """
         from rich.table import Table

@@ -103,15 +103,24 @@ class TransformersBackend:
         means = [table[torch.tensor(i, dtype=torch.long)].detach().float().mean(0) for i in ids]
         return torch.stack([m.nan_to_num(0.0) for m in means])  # an empty text has no tokens
 
-    def fingerprint(self) -> str:
-        digest = hashlib.blake2b(type(self.model).__name__.encode(), digest_size=12)
+    def fingerprint(self) -> dict[str, Any]:
+        names = hashlib.blake2b(type(self.model).__name__.encode(), digest_size=12)
+        sizes = []
         for name, parameter in self.model.named_parameters():
-            some = parameter.detach().reshape(-1)[:64].to("cpu", torch.bfloat16)
-            digest.update(f"{name} {list(parameter.shape)} {some.float().tolist()}".encode())
-        return digest.hexdigest()
+            names.update(f"{name} {list(parameter.shape)}".encode())
+            flat = parameter.detach().reshape(-1)
+            sizes.append(float(flat[:: max(len(flat) // 65536, 1)].float().abs().mean()))
+        return {"names": names.hexdigest(), "sizes": sizes}
 
-    def length(self, context: dict[str, Any]) -> int:
-        return prompt_length(context)
+    def is_same(self, fingerprint: dict[str, Any]) -> bool:
+        own = self.fingerprint()
+        if own["names"] != fingerprint.get("names"):
+            return False
+        pairs = zip(own["sizes"], fingerprint["sizes"], strict=True)
+        return all(abs(a - b) <= 1e-3 * max(abs(a), abs(b)) + 1e-8 for a, b in pairs)
+
+    def count(self, chat: Chat) -> int:
+        return self.rows.row(load_images(chat, 0), 0)["input_ids"].shape[1]
 
     def limit(self) -> int | None:
         return context_length(self.model)
@@ -186,24 +195,24 @@ class TransformersBackend:
     def score(
         self,
         groups: Sequence[Group],
+        chats: Sequence[Chat],
         candidates: Sequence[Sequence[str]],
         tables: Sequence[Sequence[Sequence[float]]],
         pool: Any = "product",
         normalize: bool = False,
-        plausibility: float = 0.0,
         memory: ImageMemory | None = None,
     ) -> Tensor:
-        tokenizer = self.rows.tokenizer
+        ends = end_tokens(self._single.generation_config)
         ids = [
-            [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-            for texts in candidates
+            [self.rows.answer_ids(chat, text, ends) for text in texts]
+            for chat, texts in zip(chats, candidates, strict=True)
         ]
         for b, (texts, several) in enumerate(zip(candidates, ids, strict=True)):
             for text, tokens in zip(texts, several, strict=True):
                 if not tokens:
                     raise InferKitError(f"Candidate {text!r} of prompt {b} has no tokens.")
         rows = [[stream.context for stream in group.streams] for group in groups]
-        lm = self._lm(groups, pool, normalize, plausibility)
+        lm = self._lm(groups, pool, normalize, 0.0)
         return lm.score_candidates(rows, ids, torch.tensor(tables), memory).cpu()
 
     def _without_fill(self, ids: list[int], ends: set[int], stop: str | list[str]) -> list[int]:
@@ -217,7 +226,7 @@ class TransformersBackend:
         self, groups: Sequence[Group], pool: Any, normalize: bool, plausibility: float
     ) -> CoupledLM:
         """The engine for groups of one shape."""
-        models = self._models_of(groups)
+        models = self._models_of(groups, plausibility)
         others = len({id(model) for model in models}) > 1
         tokenizers = [self._tokenizers.get(id(m)) for m in models] if others else [None]
         return CoupledLM(
@@ -237,7 +246,7 @@ class TransformersBackend:
         common_vocabulary_size([self.model, model], [self.rows.tokenizer, tokenizer])
         self._tokenizers[id(model)] = tokenizer
 
-    def _models_of(self, groups: Sequence[Group]) -> list[PreTrainedModel]:
+    def _models_of(self, groups: Sequence[Group], plausibility: float) -> list[PreTrainedModel]:
         """One model for each stream, the same in every group."""
         if not groups:
             raise InferKitError("No requests: the list of groups is empty.")
@@ -252,7 +261,7 @@ class TransformersBackend:
                     )
             if group.primary != groups[0].primary:
                 raise InferKitError(f"Group {b} has another primary stream than group 0.")
-            if group.experts != groups[0].experts:
+            if plausibility and group.experts != groups[0].experts:
                 raise InferKitError(f"Group {b} has other experts than group 0.")
         return models
 

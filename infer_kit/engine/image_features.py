@@ -145,6 +145,11 @@ class ImageMemory:
             features = output.last_hidden_state
         return _flat(features).float().mean(0)
 
+    def update(self, other: "ImageMemory") -> None:
+        """Take over what another memory holds."""
+        self._outputs |= other._outputs
+        self._images |= other._images
+
     def copy(self) -> "ImageMemory":
         """A memory that starts with what this one holds; what it adds stays its own."""
         memory = ImageMemory()

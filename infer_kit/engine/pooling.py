@@ -132,7 +132,8 @@ class Pooling:
         chosen = list(experts)
         expert = logits[:, chosen[0]]
         if len(chosen) > 1:
-            shares = weights[:, chosen] / weights[:, chosen].sum(1, keepdim=True)
+            total = weights[:, chosen].sum(1, keepdim=True)
+            shares = torch.where(total != 0, weights[:, chosen] / total, 1 / len(chosen))
             expert = product(logits[:, chosen], shares)
         return plausible(pooled, expert, self.plausibility)
 
@@ -198,7 +199,7 @@ def resolve_pooling(
     if callable(pool):  # it may use a stream of weight 0, so every stream runs
         _check_experts(present, plausibility, experts)
         return Pooling(pool, table.float(), None, present, every, False, plausibility, experts)
-    running = present & (table != 0)
+    running = present & (table.float() != 0)  # as they will be used
     _check_experts(running, plausibility, experts)
     streams = tuple(k for k in every if bool(running[:, k].any()))
     kept = list(streams)
@@ -209,20 +210,23 @@ def resolve_pooling(
         running[:, kept],
         streams,
         plausibility=plausibility,
-        experts=tuple(streams.index(k) for k in experts),
+        experts=tuple(streams.index(k) for k in experts if k in streams),
     )
 
 
 def _check_experts(running: Tensor, plausibility: float, experts: Sequence[int]) -> None:
-    for k in experts:
-        lacking = [] if k >= running.shape[1] else (~running[:, k]).nonzero()[:, 0].tolist()
-        if k >= running.shape[1] or lacking:
-            where = f" in request {lacking[0]}" if lacking else ""
-            raise InferKitError(
-                f"Stream {k} says what is plausible (plausibility={plausibility:g}), but it does "
-                f"not run{where}: it is missing or has weight 0.",
-                hint="Give it weight, or set plausibility=0.",
-            )
+    """Raise unless in every request some expert runs."""
+    if not experts:
+        return
+    there = [k for k in experts if k < running.shape[1]]
+    lacking = (~running[:, there].any(1)).nonzero()[:, 0].tolist()
+    if lacking:
+        raise InferKitError(
+            f"Stream {', '.join(map(str, experts))} says what is plausible "
+            f"(plausibility={plausibility:g}), but it does not run in request {lacking[0]}: it is "
+            "missing or has weight 0.",
+            hint="Give it weight, or set plausibility=0.",
+        )
 
 
 def as_table(weights: Sequence | Tensor) -> Tensor:

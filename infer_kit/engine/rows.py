@@ -78,6 +78,26 @@ class RowMaker:
             raise CannotContinue("the tokenizer joins the last demonstration and the query")
         return after
 
+    def answer_ids(self, chat: Chat, text: str, ends: set[int]) -> list[int]:
+        """Ids that the model writes where it answers `chat` with `text`, its end token included.
+
+        By the template, which may put a space before the answer; where it writes the chat otherwise
+        once it is answered, the text's own ids and the tokenizer's end token.
+        """
+        part = [{"type": "text", "text": text}]
+        answered = [*chat, {"role": "assistant", "content": part}]
+        before = self._rendered(chat, 0, True, tokenize=False)
+        whole = self._rendered(answered, 0, False, tokenize=False)
+        end = self.tokenizer.eos_token_id
+        if whole.startswith(before):
+            ids = self._ids(whole.removeprefix(before), False)
+        else:
+            ids = self._ids(text, False)
+        closed = [place for place, token in enumerate(ids) if token in ends]
+        if closed:
+            return ids[: closed[0] + 1]
+        return [*ids, end] if end in ends else ids
+
     def continued_row(self, text: str, chat: Chat, request: int) -> dict[str, Any]:
         """What the processor returns for a `continuation` and the images of its chat alone."""
         images = [p["image"] for turn in chat for p in turn["content"] if p["type"] == "image"]

@@ -54,14 +54,14 @@ class ChunkPrompts:
         if reason is not None and self.bank is not False:
             self._no_bank(reason)
         read = reason is None and self.bank is not False
-        if not read and len(chunks) == 1:
-            return
         beginnings = [self.beginning(members) for members in chunks]
         try:
             # All of them before any is read.
             contexts = [self.backend.render(chat, 0, answer=False) for chat in beginnings]
         except PromptTooLong as error:
             raise self._too_long(chunks, rechunk) from error
+        if not read and len(chunks) == 1:
+            return
         prefixes = [self.backend.prefix(context, memory, read) for context in contexts]
         self.banked = read
         self.prefixes = None if None in prefixes else prefixes
@@ -119,25 +119,29 @@ class ChunkPrompts:
         """
         limit = self.backend.limit() or 0
         every = sorted(n for members in chunks for n in members)
-        lengths = {n: self._tokens_of(self.demonstrations[n].chat, limit) for n in every}
-        room = limit - (_QUERY_ROOM if chat is None else self._tokens_of(chat, limit))
+        lengths = {n: self._tokens_of(self.demonstrations[n].chat) for n in every}
+        query = _QUERY_ROOM if chat is None else self._tokens_of(chat)
+        if query >= limit:
+            return PromptTooLong(f"The query alone is {query:,} tokens, the model takes {limit:,}.")
+        room = limit - query
         if self.system is not None:
-            room -= self._tokens_of(self.beginning([]), limit)
+            room -= self._tokens_of(self.beginning([]))
         totals = [sum(lengths[n] for n in members) for members in chunks]
+        beside = "" if chat is None else f" and {query:,} of the query"
         message = (
-            f"Chunk {totals.index(max(totals))} of {len(chunks)} with its query is longer than the "
-            f"model takes: about {max(totals):,} tokens of demonstrations, at most {limit:,}."
+            f"Chunk {totals.index(max(totals))} of {len(chunks)} is longer than the model takes: "
+            f"about {max(totals):,} tokens of demonstrations{beside}, at most {limit:,}."
         )
         for more in range(len(chunks) + 1, len(lengths) + 1):
             longest = max(sum(lengths[n] for n in members) for members in rechunk(more))
             if longest <= room:
-                hint = f"Use chunks={more} (the longest would be about {longest:,} tokens)."
+                hint = (
+                    f"Use chunks={more} (the longest would be about {longest:,} tokens), or more "
+                    "for longer queries; chunking='balanced' makes chunks of equal size."
+                )
                 return PromptTooLong(message, hint=hint)
         return PromptTooLong(message, hint="Even one demonstration a chunk does not fit.")
 
-    def _tokens_of(self, chat: Chat, limit: int) -> int:
-        """Tokens of a chat alone; more than the limit where it alone is too long."""
-        try:
-            return self.backend.length(self.backend.render(chat, 0))
-        except PromptTooLong:
-            return limit + 1
+    def _tokens_of(self, chat: Chat) -> int:
+        """Tokens of a chat alone, however long."""
+        return self.backend.count(chat)

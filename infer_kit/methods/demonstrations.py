@@ -94,11 +94,20 @@ def _chat_of_record(record: Mapping[str, Any], where: str) -> Chat:
     if unknown:
         raise InferKitError(f"{where} has unknown fields {unknown}.", hint=_HINT)
     for key in ("question", "answer"):
-        if not isinstance(record.get(key), str) or not record[key].strip():
-            raise InferKitError(f"{where} has no {key}: got {record.get(key)!r}.", hint=_HINT)
+        value = record.get(key)
+        if value is not None and not isinstance(value, str):
+            raise InferKitError(f"The {key} of {where} is {value!r}, not a text.", hint=_HINT)
+        if value is None or not value.strip():
+            raise InferKitError(f"{where} has no {key}: got {value!r}.", hint=_HINT)
     one, several = record.get("image"), record.get("images")
     if one is not None and several is not None:
         raise InferKitError(f"{where} has both 'image' and 'images'; give one of them.")
+    if isinstance(several, str):
+        raise InferKitError(f"{where}: 'images' is a list; one picture goes under 'image'.")
+    if "image" in record and one is None:
+        raise InferKitError(
+            f"{where}: its image is None.", hint="Leave the field out where there is no picture."
+        )
     images = [one] if one is not None else list(several or ())
     content = [{"type": "image", "image": image} for image in images]
     content.append({"type": "text", "text": record["question"]})

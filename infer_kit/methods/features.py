@@ -56,7 +56,15 @@ class DualEncoder:
 
         from infer_kit.processors import load_processor
 
-        return cls(AutoModel.from_pretrained(name).eval(), load_processor(name))
+        try:
+            return cls(AutoModel.from_pretrained(name).eval(), load_processor(name))
+        except (OSError, ValueError) as error:
+            if isinstance(error, InferKitError):
+                raise
+            raise InferKitError(
+                f"No encoder at {str(name)!r}: {error}",
+                hint="Give the folder or hub name of a CLIP or SigLIP model.",
+            ) from error
 
     @torch.no_grad()
     def images(self, pictures: Sequence[Any], memory: Any) -> Tensor:
@@ -191,12 +199,15 @@ def query_features(
 
 
 def given_features(given: Any, rows: int, like: Tensor | None = None) -> Tensor:
-    """A user's own features, `[rows, D]` float32, checked.
+    """A user's own features as unit rows `[rows, D]` float32, checked.
 
     Args:
         like: `[N, D]` of the demonstrations, where these are the queries'.
     """
-    table = torch.as_tensor(given, dtype=torch.float32)
+    try:
+        table = torch.as_tensor(given, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InferKitError(f"features are not a table of numbers: {error}") from error
     if like is not None and table.dim() == 1:
         table = table[None]
     fits = table.dim() == 2 and len(table) == rows and bool(table.isfinite().all())
@@ -210,7 +221,7 @@ def given_features(given: Any, rows: int, like: Tensor | None = None) -> Tensor:
             f"features of the queries have shape {list(table.shape)}; expected "
             f"{[rows, like.shape[1]]} finite numbers, as those of the demonstrations."
         )
-    return table
+    return _unit(table)
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """A fitted pool of demonstrations on disk: features, chunks and texts; states are read anew."""
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ class FittedPool:
     image_width: int | None
     chunks: list[list[int]] | None
 
-    def save(self, folder: Path, settings: dict[str, Any], fingerprint: str) -> None:
+    def save(self, folder: Path, settings: dict[str, Any], fingerprint: Any) -> None:
         """Write everything but the states.
 
         Args:
@@ -41,6 +43,10 @@ class FittedPool:
         """
         from safetensors.torch import save_file
 
+        if folder.exists() and not folder.is_dir():
+            raise InferKitError(f"save takes a folder, and {str(folder)!r} is a file.")
+        if (folder / _CONFIG).is_file() and (folder / _IMAGES).is_dir():
+            shutil.rmtree(folder / _IMAGES)  # of the pool that this one takes the place of
         (folder / _IMAGES).mkdir(parents=True, exist_ok=True)
         config = {
             "infer_kit": infer_kit.__version__,
@@ -61,7 +67,9 @@ class FittedPool:
                 file.write(json.dumps(_with_names(demonstration, names)) + "\n")
 
     @classmethod
-    def load(cls, folder: Path, fingerprint: str) -> tuple["FittedPool", dict[str, Any]]:
+    def load(
+        cls, folder: Path, is_same: Callable[[Any], bool]
+    ) -> tuple["FittedPool", dict[str, Any]]:
         """Read what `save` wrote, with its settings.
 
         Raises:
@@ -73,7 +81,7 @@ class FittedPool:
         if missing:
             raise InferKitError(f"{folder} holds no fitted pool: {', '.join(missing)} not found.")
         config = json.loads((folder / _CONFIG).read_text())
-        if config["fingerprint"] != fingerprint:
+        if not is_same(config["fingerprint"]):
             raise InferKitError(
                 f"The pool in {folder} was fitted with another model: its features and chunks "
                 "would not be this model's.",

@@ -127,6 +127,8 @@ class ParallelICL(Recipe):
             InferKitError: an argument cannot be; names it.
         """
         self.chunks: Any = chunks.tolist() if hasattr(chunks, "tolist") else chunks
+        if isinstance(self.chunks, list | tuple):  # numbers of numpy, as `labels_` has them
+            self.chunks = [int(c) if is_whole(c) else c for c in self.chunks]
         self.weighting: Any = weighting.tolist() if hasattr(weighting, "tolist") else weighting
         self.chunking = chunking
         self.temperature, self.pool, self.selection, self.shots = (
@@ -160,6 +162,14 @@ class ParallelICL(Recipe):
                 raise unknown_name("weighting", self.weighting, WEIGHTINGS)
         elif not (isinstance(self.weighting, Sequence) and all(map(is_number, self.weighting))):
             raise InferKitError(f"weighting must be a name or K numbers, got {self.weighting!r}.")
+        elif not any(self.weighting):
+            raise InferKitError("All weights are 0: no chunk would be read.")
+        elif self.pool == "mixture" and (
+            min(self.weighting) < 0 or abs(sum(self.weighting) - 1) > 1e-5
+        ):
+            raise InferKitError(
+                f"The weights of a mixture are at least 0 and sum to 1, got {self.weighting!r}."
+            )
         if not is_number(self.temperature) or self.temperature <= 0:
             raise InferKitError(f"temperature must be positive, got {self.temperature!r}.")
         if self.pool not in ("product", "mixture"):
@@ -236,7 +246,7 @@ class ParallelICL(Recipe):
             "weighting": self.weighting
             if isinstance(self.weighting, str)
             else [float(w) for w in self.weighting],
-            "temperature": self.temperature,
+            "temperature": float(self.temperature),
             "pool": self.pool,
             "selection": self.selection,
             "shots": self.shots,
@@ -260,12 +270,14 @@ class ParallelICL(Recipe):
             InferKitError: there is none, or it was fitted with another model.
         """
         backend = backend_for(model, processor, arguments.get("chat_template"))
-        pool, settings = FittedPool.load(Path(folder), backend.fingerprint())
+        pool, settings = FittedPool.load(Path(folder), backend.is_same)
         if settings["encoder"] == "custom" and "encoder" not in arguments:
             raise InferKitError(
                 f"The pool in {folder} was fitted with an encoder object; pass encoder= again."
             )
         fixed = {"chunks", "chunking", "selection", "shots", "seed"} & arguments.keys()
+        if settings["encoder"] != "custom":
+            fixed |= {"encoder"} & arguments.keys()
         if fixed:
             raise InferKitError(
                 f"{sorted(fixed)} made the saved chunks and cannot be changed; fit() again."
@@ -383,13 +395,13 @@ class ParallelICL(Recipe):
         all chunks says what is plausible.
         """
         groups, _ = self._groups(chats, memory, features)
-        ran = [tuple(k for k, s in enumerate(group.streams) if s.weight) for group in groups]
-        return [replace(g, experts=experts) for g, experts in zip(groups, ran, strict=True)]
+        return [replace(group, experts=tuple(range(len(group.streams)))) for group in groups]
 
     def _groups(
         self, chats: Sequence[Chat], memory: Any, features: Any
     ) -> tuple[list[Group], list[list[list[int]]]]:
         pool = self._pool()
+        self._check_arguments()  # attributes may have been set since
         chats = [self._checked_query(chat, b) for b, chat in enumerate(chats)]
         fixed = pool.chunks is not None
         queries = None if fixed else self._query_features(chats, features, memory)
@@ -449,21 +461,25 @@ class ParallelICL(Recipe):
     def _query_features(self, chats: Sequence[Chat], given: Any, memory: Any) -> Tensor | None:
         pool = self._pool()
         weighed = self.weighting == "similarity" and (pool.chunks is None or len(pool.chunks) > 1)
+        if given is not None:  # checked, needed or not
+            if pool.image_width is not None or pool.features is None:
+                raise InferKitError(
+                    "features of queries need those of the demonstrations: fit(..., features=...)."
+                )
+            given = given_features(given, len(chats), pool.features)
         if pool.features is None or (pool.chunks is not None and not weighed):
             return None
-        if (given is None) == (pool.image_width is None):
+        if given is not None:
+            return given
+        if pool.image_width is None:
             raise InferKitError(
                 "The demonstrations were fitted with features of your own; pass those of the "
                 "queries too: generate(..., features=...)."
-                if given is None
-                else "features of queries need those of the demonstrations: fit(..., features=...)."
             )
-        if given is not None:
-            return given_features(given, len(chats), pool.features)
         questions = [question_of(chat, b) for b, chat in enumerate(chats)]
         pictures = [pictures_of(chat) for chat in chats]
         return query_features(
-            self._encoder, pictures, questions, memory, pool.features, pool.image_width or 0
+            self._encoder, pictures, questions, memory, pool.features, pool.image_width
         )
 
     def _call_memory(self) -> Any:
@@ -483,4 +499,4 @@ class ParallelICL(Recipe):
 
 
 def _plain(value: Any) -> Any:
-    return int(value) if isinstance(value, int) else [int(v) for v in value]
+    return int(value) if is_whole(value) else [int(v) for v in value]

@@ -1,10 +1,11 @@
 """What every method has: it turns chats into groups, and a backend decodes them."""
 
+import inspect
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from infer_kit.backends import Answers, Backend
-from infer_kit.chats import Chat, as_chats
+from infer_kit.chats import Chat, as_chats, question_of
 from infer_kit.errors import InferKitError
 from infer_kit.methods.sweep import Sweep, candidate_lists, joined_scores, same_text
 from infer_kit.pool import kl_budget_weights
@@ -93,7 +94,11 @@ class Recipe(ABC):
         chats, single = as_chats(messages)
         if not single:
             raise InferKitError(f"group takes one chat, got {len(chats)}.")
-        return self.groups(chats, self.backend.new_memory(), **inputs)[0]
+        memory = self._call_memory()
+        group = self.groups(chats, memory, **inputs)[0]
+        model = self.backend.model  # named, since another method's backend may run it
+        streams = tuple(replace(s, model=s.model or model) for s in group.streams)
+        return replace(group, streams=streams, memories=(memory,))
 
     def generate(self, messages: Any, **generate_kwargs: Any) -> MethodOutput:
         """Answer one chat, or a list of chats together.
@@ -120,8 +125,16 @@ class Recipe(ABC):
         """
         self._check_fixed_weights()
         self.backend.check(len(groups), **generate_kwargs)
-        answers = self._decode(groups, None, generate_kwargs)
+        memory = self.backend.new_memory()
+        for group in groups:
+            for encoded in group.memories:
+                memory.update(encoded)
+        answers = self._decode(groups, memory, generate_kwargs)
         return MethodOutput.of(answers, single=len(groups) == 1)
+
+    def _call_memory(self) -> Any:
+        """Where a call keeps encoded images."""
+        return self.backend.new_memory()
 
     def _check_fixed_weights(self) -> None:
         if self._step_weights() is not None:
@@ -254,14 +267,14 @@ class WeightedRecipe(Recipe):
         correct: Callable[[str, str], bool] = same_text,
         batch_size: int = 8,
         progress: bool = True,
-        inputs: dict[str, Any] | None = None,
         **generate_kwargs: Any,
     ) -> Sweep:
         r"""Answer requests at several values of the knob, and count right answers.
 
-        Every prompt is read once. With candidates one pass gives each stream's log-probabilities,
-        from which $\log \pi_w(c)$ of every candidate follows for every weight; the likeliest is the
-        answer. Without, an answer is written at each weight, all weights as one batch.
+        Every prompt is read once (with mode="serial" once a weight). With candidates one pass gives
+        each stream's log-probabilities, from which $\log \pi_w(c)$ of every candidate follows for
+        every weight, its end token included and without a cut-off; the likeliest is the answer.
+        Without, an answer is written at each weight, all weights as one batch.
 
         Args:
             messages: a list of chats.
@@ -271,46 +284,52 @@ class WeightedRecipe(Recipe):
             correct: takes an answer and the true one.
             batch_size: chats at a time.
             progress: show a bar.
-            inputs: further inputs of `groups`, such as {"rationale": [...]}.
-            **generate_kwargs: of `generate`, for free text.
+            **generate_kwargs: of `generate`: the method's own inputs, one for each chat
+                (`rationale=[...]`, `context=[...]`, `negative=`); for free text, transformers' too.
 
         Raises:
             InferKitError: lengths differ, a weight is not a finite number, or a true answer is not
                 among the candidates.
         """
         chats, _ = as_chats(messages)
-        if len(answers) != len(chats) or isinstance(answers, str):
+        for b, chat in enumerate(chats):
+            question_of(chat, b)
+        if isinstance(answers, str) or not all(isinstance(a, str) for a in answers):
+            raise InferKitError(f"answers must be a list of texts, got {answers!r}.")
+        if len(answers) != len(chats):
             raise InferKitError(f"Got {len(answers)} answers for {len(chats)} chats.")
-        if not len(weights) or not all(map(is_number, weights)):
-            raise InferKitError(f"weights must be finite numbers, got {weights!r}.")
+        self._check_values(weights)
         texts = None if candidates is None else candidate_lists(candidates, answers)
-        sequences = generate_kwargs.get("num_return_sequences") or 1
+        own = set(inspect.signature(self.groups).parameters) - {"chats", "memory"}
+        inputs = {name: generate_kwargs.pop(name) for name in own & generate_kwargs.keys()}
         if texts is not None and generate_kwargs:
             raise InferKitError(
                 f"Candidates are scored, not generated: {sorted(generate_kwargs)} have no effect."
             )
-        if sequences != 1:
+        config = generate_kwargs.get("generation_config")
+        returned = generate_kwargs.get(
+            "num_return_sequences", getattr(config, "num_return_sequences", None)
+        )
+        if returned not in (None, 1):
             raise InferKitError("A sweep takes one answer a request: num_return_sequences=1.")
         self.backend.check(len(chats), **generate_kwargs)
+        further = {n: _one_each(n, value, len(chats)) for n, value in inputs.items()}
         predictions: list[list[str]] = [[] for _ in weights]
         scores: list[Any] = []
         for start in tqdm(range(0, len(chats), batch_size), disable=not progress, desc="sweep"):
             part = slice(start, start + batch_size)
             memory = self.backend.new_memory()
-            mine = {
-                name: value[part] if isinstance(value, list | tuple) else value
-                for name, value in (inputs or {}).items()
-            }
+            mine = {n: v[part] if isinstance(v, list) else v for n, v in further.items()}
             groups = self._full_groups(chats[part], memory, mine)
             tables = [[self.stream_weights(float(w))] * len(groups) for w in weights]
             if texts is not None:
                 score = self.backend.score(
                     groups,
+                    chats[part],
                     texts[part],
                     tables,
                     pool=self.pool,
                     normalize=self.normalize,
-                    plausibility=self.plausibility,
                     memory=memory,
                 )
                 scores.append(score.numpy())
@@ -327,6 +346,11 @@ class WeightedRecipe(Recipe):
                 memory=memory,
                 **generate_kwargs,
             )
+            if len(answered.texts) != len(every):
+                raise InferKitError(
+                    f"A sweep takes one answer a request, got {len(answered.texts)} for "
+                    f"{len(every)}: set num_return_sequences=1."
+                )
             for w in range(len(weights)):
                 predictions[w] += answered.texts[w * len(groups) : (w + 1) * len(groups)]
         right = [
@@ -341,10 +365,34 @@ class WeightedRecipe(Recipe):
             correct=np.array(right),
             answers=tuple(answers),
             scores=joined_scores(scores) if scores else None,
+            candidates=None if texts is None else tuple(tuple(several) for several in texts),
         )
+
+    def _check_values(self, values: Sequence[float]) -> None:
+        """Raise for values of the knob that no group could be decoded with."""
+        if isinstance(values, str) or not len(values) or not all(map(is_number, values)):
+            raise InferKitError(f"weights must be finite numbers, got {values!r}.")
+        for value in values:
+            weights = self.stream_weights(float(value))
+            if not any(weights):
+                raise InferKitError(f"At {self.knob}={value:g} every stream has weight 0.")
+            if self.normalize and abs(sum(weights)) < 1e-12:
+                raise InferKitError(
+                    f"At {self.knob}={value:g} the weights sum to 0: cannot be normalised."
+                )
 
     def _full_groups(
         self, chats: Sequence[Chat], memory: Any, inputs: dict[str, Any]
     ) -> list[Group]:
         """Groups with all their streams, whatever the knob's value is now."""
         return self.groups(chats, memory, **inputs)
+
+
+def _one_each(name: str, value: Any, chats: int) -> Any:
+    """An input of `groups` as a list with one item a chat, or as it is where it is for all."""
+    several = isinstance(value, list | tuple) and not (value and isinstance(value[0], Mapping))
+    if several and len(value) == chats:
+        return list(value)
+    if several and not (name == "negative" and len(value) == 1):
+        raise InferKitError(f"Got {len(value)} items of {name!r} for {chats} chats.")
+    return tuple(value) if isinstance(value, list) else value

@@ -22,6 +22,7 @@ class Sweep:
         weights: W values. predictions: `[W][B]` texts. correct: `[W, B]` bool.
         scores: `[W, B, C]` log π of each candidate, or None where answers are free text.
         answers: B true answers.
+        candidates: the C texts of each request, or None.
     """
 
     method: str
@@ -31,6 +32,7 @@ class Sweep:
     correct: np.ndarray
     answers: tuple[str, ...]
     scores: np.ndarray | None = field(default=None, repr=False)
+    candidates: tuple[tuple[str, ...], ...] | None = field(default=None, repr=False)
 
     @property
     def accuracy(self) -> np.ndarray:
@@ -95,13 +97,17 @@ class Sweep:
             "standard_error": self.standard_error.tolist(),
             "predictions": [list(texts) for texts in self.predictions],
             "answers": list(self.answers),
-            "scores": None
-            if self.scores is None
-            else [
-                [[float(s) for s in several if np.isfinite(s)] for several in row]
-                for row in self.scores
-            ],
+            "candidates": None if self.candidates is None else [list(c) for c in self.candidates],
+            "scores": None if self.scores is None else [*map(self._plain_scores, self.scores)],
         }
+
+    def _plain_scores(self, scores: np.ndarray) -> list[list[float | None]]:
+        """`[B][C]` of one weight, each request's own candidates; None for what is impossible."""
+        assert self.candidates is not None
+        return [
+            [float(s) if np.isfinite(s) else None for s in row[: len(several)]]
+            for row, several in zip(scores, self.candidates, strict=True)
+        ]
 
 
 def same_text(prediction: str, answer: str) -> bool:

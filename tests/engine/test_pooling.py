@@ -318,12 +318,27 @@ def test_an_expert_that_does_not_run_is_refused() -> None:
         _resolve([[1.0, 1.0], [0.0, 1.0]], plausibility=0.1)
     present = torch.tensor([[True, True], [True, False]])
     with pytest.raises(InferKitError, match="Stream 1 says what is plausible .* in request 1"):
-        resolve_pooling("product", [1.0, 1.0], present, plausibility=0.1, experts=(0, 1))
+        resolve_pooling("product", [1.0, 1.0], present, plausibility=0.1, experts=(1,))
     with pytest.raises(InferKitError, match="Stream 1 .* in request 1"):  # of a function's weights
         resolve_pooling("product", lambda step: None, present, plausibility=0.1, experts=(1,))
-    with pytest.raises(InferKitError, match=r"Stream 2 says .* does not run: it is missing"):
+    with pytest.raises(InferKitError, match=r"Stream 2 says .* does not run in request 0"):
         _resolve([1.0, 1.0], plausibility=0.1, experts=(2,))
     assert _resolve([[1.0, 1.0], [0.0, 1.0]]).experts == ()  # without a cut-off nobody asks
+
+
+def test_of_several_experts_those_that_run_say_what_is_plausible() -> None:
+    """Request 1 lacks expert 1, so there expert 0 alone decides."""
+    present = torch.tensor([[True, True], [True, True]])
+    table = [[0.5, 0.5], [1.0, 0.0]]
+    pooling = resolve_pooling("product", table, present, plausibility=0.5, experts=(0, 1))
+    logits = torch.randn(2, 2, 1, 50, generator=torch.Generator().manual_seed(0))
+    request = torch.arange(2)
+    pooled = pooling(logits, pooling.weights_at(logits, request, 0), request)
+    both = logits[0].log_softmax(-1).mean(0)
+    alone = logits[1, 0].log_softmax(-1)
+    for row, expert in ((0, both), (1, alone)):
+        kept = expert >= expert.max() + math.log(0.5)
+        assert torch.equal(pooled[row].isfinite(), kept)
 
 
 @pytest.mark.parametrize("beta", [-0.1, 1.1, "0.1", True, math.nan])

@@ -299,7 +299,7 @@ def test_contrast_keeps_the_model_of_a_stream(lvlm, processor) -> None:
     vcd = VCD(lvlm, processor, alpha=1.0, beta=0.0, noise_step=900)
     group = vcd.contrast(pair.group(QUESTIONS[0]))
     assert [s.weight for s in group.streams] == [3.0, -1.5, -1.0, 0.5]
-    assert [s.model for s in group.streams] == [None, None, weak, weak]
+    assert [s.model for s in group.streams] == [lvlm, lvlm, weak, weak]
     out = pair.run([group], **GREEDY)
     clean = row_of(processor, QUESTIONS[0])
     noised = noised_row(clean, 900)

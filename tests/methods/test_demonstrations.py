@@ -68,7 +68,7 @@ def test_texts_alone() -> None:
         (None, "Expected a list of demonstrations, got a NoneType."),
         ([{"question": "q"}], "Demonstration 0 has no answer: got None."),
         ([{"question": "q", "answer": " "}], "Demonstration 0 has no answer: got ' '."),
-        ([{"question": "q", "answer": 3}], "Demonstration 0 has no answer: got 3."),
+        ([{"question": "q", "answer": 3}], "The answer of Demonstration 0 is 3, not a text."),
         ([{"answer": "a"}], "Demonstration 0 has no question: got None."),
         (
             [{"question": "q", "answer": "a"}, {"question": "q", "answer": "a", "label": 1}],

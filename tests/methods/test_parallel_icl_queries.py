@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ from tests.methods.icl_cases import (
     whole_row,
 )
 from tests.methods.test_red import shares_features
+from tests.tiny import tiny_lvlm
 
 Make = Callable[..., ParallelICL]
 DEMOS = demonstrations()
@@ -244,6 +246,35 @@ def test_with_a_rationale_and_a_contrast(
     assert out.trace.token_ids.tolist() == greedy_loop(lvlm, rows, formula, 5)
 
 
+@shares_features
+def test_a_composed_group_is_encoded_once(icl: Make, tower_calls: list[int]) -> None:
+    """What `fit` and `group` have encoded is not encoded again by `run`."""
+    picl = icl(chunks=2)
+    tower_calls.clear()
+    picl.run([picl.group(QUERY)], **GREEDY)
+    assert len(tower_calls) == 1
+
+
+def test_groups_with_vanishing_weights_share_a_batch(
+    icl: Make, lvlm: PreTrainedModel, processor: Any
+) -> None:
+    """At a tiny temperature some weights are 0 for one query and not for another."""
+    picl = icl(chunks=3, temperature=1e-4)
+    vcd = VCD(lvlm, processor, beta=0.2, noise_step=900)
+    groups = [vcd.contrast(picl.group(query)) for query in QUERIES]
+    together = vcd.run(groups, **GREEDY).text
+    assert together == [vcd.run([group], **GREEDY).text for group in groups]
+
+
+def test_a_group_names_its_model(icl: Make, lvlm: PreTrainedModel, processor: Any) -> None:
+    """Another method's backend runs it on the model that it was made for."""
+    other = tiny_lvlm("llava", seed=1).model
+    theirs = VCD(other, processor, beta=0.0).group(QUERY)
+    expected = VCD(other, processor, beta=0.0).run([theirs], **GREEDY)
+    ours = VCD(lvlm, processor, beta=0.0).run([theirs], **GREEDY)
+    assert ours.trace.token_ids.tolist() == expected.trace.token_ids.tolist()
+
+
 # Disk
 
 
@@ -286,6 +317,26 @@ def test_arguments_that_may_change_on_the_way(
     assert out.weights == pytest.approx(expected.weights, abs=1e-6)
 
 
+def test_a_pool_knows_its_model_in_half_precision(
+    icl: Make, lvlm: PreTrainedModel, processor: Any, tmp_path: Path
+) -> None:
+    icl(chunks=2).save(tmp_path)
+    for dtype in (torch.bfloat16, torch.float16):
+        half = copy.deepcopy(lvlm).to(dtype)
+        assert (
+            ParallelICL.load(tmp_path, half, processor, bank=False).generate(QUERY, **GREEDY).text
+        )
+
+
+def test_a_pool_in_the_place_of_another_leaves_no_pictures(icl: Make, tmp_path: Path) -> None:
+    icl(chunks=2).save(tmp_path)
+    icl(DEMOS[:3], chunks=[0, 0, 1]).save(tmp_path)
+    assert len(list((tmp_path / "images").iterdir())) == 3
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InferKitError, match="save takes a folder"):
+        icl(chunks=2).save(tmp_path / "file")
+
+
 def test_a_pool_with_features_of_ones_own(
     icl: Make, lvlm: PreTrainedModel, processor: Any, tmp_path: Path
 ) -> None:
@@ -293,7 +344,8 @@ def test_a_pool_with_features_of_ones_own(
     query = torch.tensor([0.3, -1.0, 0.5])
     picl = icl(features=features, chunks=2)
     out = picl.generate(QUERY, features=query, **GREEDY)
-    means = torch.stack([(features[part] @ query).double().mean() for part in out.chunks])
+    unit, one = (torch.nn.functional.normalize(x, dim=-1) for x in (features, query))
+    means = torch.stack([(unit[part] @ one).double().mean() for part in out.chunks])
     assert out.weights == pytest.approx(means.softmax(0).tolist(), abs=1e-6)
     picl.save(tmp_path)
     again = ParallelICL.load(tmp_path, lvlm, processor).generate(QUERY, features=query, **GREEDY)

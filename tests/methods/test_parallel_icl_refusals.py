@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from infer_kit.engine.backend import TransformersBackend
+from infer_kit.engine.context_prefix import prompt_length
 from infer_kit.errors import (
     CannotContinue,
     InferKitError,
@@ -221,7 +222,7 @@ def test_a_chunk_that_is_too_long(
     demos = demonstrations(9)
     runs: list[int] = []
     handle = lvlm.register_forward_pre_hook(lambda *_: runs.append(1))
-    message = r"Chunk \d of \d with its query is longer than the model takes: about .* at most 115"
+    message = r"Chunk \d of \d is longer than the model takes: about .* at most 115"
     try:
         for chunks in (1, 2):
             runs.clear()
@@ -241,11 +242,11 @@ def test_a_query_that_does_not_fit_behind_its_chunk(
     icl: Make, lvlm: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, bank: bool | None
 ) -> None:
     picl = icl(chunks=[[0], [1, 2, 3, 4]], weighting="uniform", bank=bank).fit(DEMOS)
-    longest = picl.backend.length(picl.group(QUERY).streams[1].context)
+    longest = prompt_length(picl.group(QUERY).streams[1].context)
     _limited(lvlm, monkeypatch, longest + 1)
     picl.generate(QUERY, max_new_tokens=1)
     question = chat("what is it, in so many more words than that?", picture(3))
-    with pytest.raises(PromptTooLong, match="Chunk 1 of 2 with its query is longer") as caught:
+    with pytest.raises(PromptTooLong, match="Chunk 1 of 2 is longer") as caught:
         picl.generate(question, max_new_tokens=1)
     proposed = _proposed(caught.value)
     icl(chunks=proposed, weighting="uniform").fit(DEMOS).generate(question, max_new_tokens=1)
@@ -257,7 +258,7 @@ def test_no_chunk_is_read_where_a_later_one_is_too_long(
 ) -> None:
     _limited(lvlm, monkeypatch, 80)
     parts = [[0], [1, 2, 3, 4]]
-    with pytest.raises(PromptTooLong, match="Chunk 1 of 2 with its query is longer") as caught:
+    with pytest.raises(PromptTooLong, match="Chunk 1 of 2 is longer") as caught:
         icl(chunks=parts, weighting="uniform", chunking="random").fit(DEMOS)
     assert _proposed(caught.value) in (3, 4, 5)
 
@@ -267,9 +268,18 @@ def test_where_no_number_of_chunks_fits(
     icl: Make, lvlm: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _limited(lvlm, monkeypatch, 40)
-    with pytest.raises(PromptTooLong, match="Chunk . of 2 with its query") as caught:
+    with pytest.raises(PromptTooLong, match="Chunk . of 2 is longer") as caught:
         icl(**SIMPLE).fit(DEMOS)
     assert caught.value.hint == "Even one demonstration a chunk does not fit."
+
+
+def test_a_query_that_is_too_long_by_itself(
+    icl: Make, lvlm: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picl = icl(**SIMPLE).fit(DEMOS)
+    _limited(lvlm, monkeypatch, 120)
+    with pytest.raises(PromptTooLong, match=r"The query alone is \d+ tokens, the model takes 120"):
+        picl.generate(chat("why? " * 60, picture(3)), max_new_tokens=1)
 
 
 # Pools on disk
@@ -325,9 +335,35 @@ def test_another_encoder_for_the_queries(
     icl: Make, lvlm: PreTrainedModel, processor: Any, tmp_path: Path
 ) -> None:
     icl(chunks=2).fit(DEMOS).save(tmp_path)
-    picl = ParallelICL.load(tmp_path, lvlm, processor, encoder="text")
-    with pytest.raises(InferKitError, match="of the queries have .* numbers, .*: it is another"):
+    with pytest.raises(InferKitError, match="'encoder'. made the saved chunks and cannot be"):
+        ParallelICL.load(tmp_path, lvlm, processor, encoder="text")
+
+
+def test_features_of_queries_are_checked_where_nobody_needs_them(icl: Make) -> None:
+    own = icl(chunks=2, weighting="uniform").fit(DEMOS)
+    with pytest.raises(InferKitError, match="features of queries need those of the demonstrat"):
+        own.generate(QUERY, features=[1.0, 2.0])
+    given = icl(chunks=2, weighting="uniform").fit(DEMOS, features=torch.eye(len(DEMOS)))
+    with pytest.raises(InferKitError, match="features of the queries have shape"):
+        given.generate(QUERY, features=[1.0, 2.0])
+    with pytest.raises(InferKitError, match="features are not a table of numbers"):
+        icl(chunks=2).fit(DEMOS, features=[[1.0], [1.0, 2.0]])
+
+
+def test_weights_that_cannot_be(icl: Make) -> None:
+    with pytest.raises(InferKitError, match="All weights are 0"):
+        icl(weighting=[0, 0])
+    with pytest.raises(InferKitError, match="The weights of a mixture are at least 0 and sum to 1"):
+        icl(weighting=[0.5, 0.6], pool="mixture")
+    picl = icl(chunks=2).fit(DEMOS)
+    picl.weighting = "unifrm"
+    with pytest.raises(InferKitError, match="Unknown weighting 'unifrm'"):
         picl.generate(QUERY)
+
+
+def test_an_encoder_that_is_not_there(icl: Make) -> None:
+    with pytest.raises(InferKitError, match="No encoder at './no/clip'"):
+        icl(encoder="./no/clip")
 
 
 # The bank, where it cannot be

@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
+from infer_kit.chats import as_chats
+from infer_kit.engine.coupled_lm import CoupledLM
 from infer_kit.errors import InferKitError
 from infer_kit.methods.contrastive import CFG, VCD, ContextAware
 from infer_kit.methods.recipe import KLBudget, parse_weight
@@ -25,6 +28,7 @@ CHATS = [
 ]
 WEIGHTS = [0.0, 0.5, 1.0, 2.0]
 NOTES = ["it is red", "two cats", "the first"]
+BEAMS = GenerationConfig(num_return_sequences=2, num_beams=2)
 GREEDY = {"max_new_tokens": 5, "do_sample": False}
 
 
@@ -34,8 +38,7 @@ def red(lvlm, processor) -> RED:
 
 
 def test_free_text_is_what_single_runs_write(red: RED, lvlm, processor) -> None:
-    inputs = {"rationale": NOTES}
-    sweep = red.sweep(CHATS, ["a"] * 3, WEIGHTS, inputs=inputs, batch_size=2, **GREEDY)
+    sweep = red.sweep(CHATS, ["a"] * 3, WEIGHTS, rationale=NOTES, batch_size=2, **GREEDY)
     for w, weight in enumerate(WEIGHTS):
         single = RED(lvlm, processor, weight=weight, prompts=SHORT, trace=False)
         answers = single.generate(CHATS, rationale=NOTES, **GREEDY).text
@@ -51,7 +54,7 @@ def test_every_prompt_is_read_once(red: RED, lvlm, tower_calls: list[int]) -> No
     )
     try:
         red.sweep(
-            CHATS[:1], ["a"], WEIGHTS, inputs={"rationale": NOTES[:1]}, max_new_tokens=3,
+            CHATS[:1], ["a"], WEIGHTS, rationale=NOTES[:1], max_new_tokens=3,
             min_new_tokens=3, do_sample=False,
         )  # fmt: skip
     finally:
@@ -64,12 +67,13 @@ def test_every_prompt_is_read_once(red: RED, lvlm, tower_calls: list[int]) -> No
 def test_candidates_are_scored_as_the_reference_scores_them(red: RED, lvlm, processor) -> None:
     candidates = [["cat", "a dog", "x"], ["one", "two"], ["the first", "no"]]
     answers = ["cat", "two", "no"]
-    sweep = red.sweep(CHATS, answers, WEIGHTS, candidates, inputs={"rationale": NOTES})
+    sweep = red.sweep(CHATS, answers, WEIGHTS, candidates, rationale=NOTES)
     assert sweep.scores is not None and sweep.scores.shape == (4, 3, 3)
     for b, messages in enumerate(CHATS):
         streams = red.group(messages, rationale=NOTES[b], weight=1.0).streams
         for c, text in enumerate(candidates[b]):
-            ids = torch.tensor([processor.tokenizer(text, add_special_tokens=False)["input_ids"]])
+            words = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = torch.tensor([[*words, processor.tokenizer.eos_token_id]])
             logits = [reference_logits(lvlm, s.context, ids[:, :-1]).double() for s in streams]
             x, r = (values.log_softmax(-1) for values in logits)
             for w, weight in enumerate(WEIGHTS):
@@ -84,36 +88,64 @@ def test_candidates_are_scored_as_the_reference_scores_them(red: RED, lvlm, proc
 
 
 def test_candidates_of_many_tokens_are_read_in_parts(red: RED) -> None:
-    """Longer than the recorder's chunk of 16 positions."""
+    """Longer than the recorder's chunk of 16 positions; `score` reads the same."""
     long = ["abcdefgh ijklmnop qrstuvw xyz", "z" * 40]
-    sweep = red.sweep(CHATS[:2], [long[0]] * 2, [0.0, 1.0], long, inputs={"rationale": NOTES[:2]})
+    sweep = red.sweep(CHATS[:2], [long[0]] * 2, [0.0, 1.0], long, rationale=NOTES[:2])
     assert sweep.scores is not None
-    lm_scores = red.backend.generate(
-        red.groups(CHATS[:2], None, rationale=NOTES[:2], weight=1.0), max_new_tokens=1
-    )
-    assert len(lm_scores.texts) == 2
-    row = red.group(CHATS[0], rationale=NOTES[0], weight=1.0)
-    from infer_kit.engine.coupled_lm import CoupledLM
-
-    ids = red.backend.rows.tokenizer(long[1], add_special_tokens=False)["input_ids"]  # type: ignore[attr-defined]
-    lm = CoupledLM(red.backend.model)  # type: ignore[attr-defined]
-    scored = lm.score([[s.context for s in row.streams]], [ids], weights=[1.0, 1.0])
+    tokenizer = red.backend.rows.tokenizer  # type: ignore[attr-defined]
+    ids = [*tokenizer(long[1], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    assert len(ids) > 32
+    row = [s.context for s in red.group(CHATS[0], rationale=NOTES[0], weight=1.0).streams]
+    scored = CoupledLM(red.backend.model).score([row], [ids], weights=[1.0, 1.0])
     assert abs(float(scored.pooled[0].sum()) - sweep.scores[1, 0, 1]) < 1e-4
 
 
-def test_the_cut_off_holds_in_scores(lvlm, processor) -> None:
-    vcd = VCD(lvlm, processor, beta=1.0, trace=False)
+def test_a_cut_off_does_not_exclude_candidates(lvlm, processor) -> None:
+    """Those to be compared are compared, whatever the expert thinks of others."""
     candidates = list("abcdefgh")
-    scores = vcd.sweep(CHATS[:1], ["a"], [0.5], candidates).scores
-    assert scores is not None
-    assert np.isneginf(scores).sum() >= len(candidates) - 1  # β = 1 leaves one token
+    a, b = (
+        VCD(lvlm, processor, beta=beta, trace=False).sweep(CHATS[:1], ["a"], [0.5], candidates)
+        for beta in (0.0, 1.0)
+    )
+    assert a.scores is not None and np.isfinite(a.scores).all()
+    assert np.array_equal(a.scores, b.scores)
+
+
+def test_a_candidate_is_scored_as_the_template_writes_it(text_pair) -> None:
+    """With the space that some templates put before an answer, and with its end."""
+    model, tokenizer = text_pair
+    spaced = tokenizer.chat_template.replace(
+        "{% if message['content'] is string %}",
+        "{% if message['role'] == 'assistant' %}{{ ' ' }}{% endif %}"
+        "{% if message['content'] is string %}",
+    )
+    messages = as_chats("why?")[0][0]
+    plain = tokenizer("ab", add_special_tokens=False)["input_ids"]
+    after = tokenizer(" ab", add_special_tokens=False)["input_ids"]
+    for template, ids in ((None, plain), (spaced, after)):
+        rows = RED(model, tokenizer, prompts=SHORT, chat_template=template).backend.rows  # type: ignore[attr-defined]
+        end = tokenizer.eos_token_id
+        assert rows.answer_ids(messages, "ab", {end}) == [*ids, end]
+    one, other = (
+        CFG(model, tokenizer, scale=1.0, trace=False).sweep(["why?"], ["a"], [1.0], texts)
+        for texts in (["a"], ["ab", "a"])
+    )
+    assert one.scores is not None and other.scores is not None
+    assert one.scores[0, 0, 0] == pytest.approx(other.scores[0, 0, 1], abs=1e-5)
+
+
+def test_more_chats_than_a_batch_with_one_negative_for_all(lvlm, processor) -> None:
+    cfg = CFG(lvlm, processor, scale=2.0, trace=False)
+    for negative in (CHATS[0], [CHATS[0]], "say no"):
+        swept = cfg.sweep(CHATS, ["a"] * 3, [2.0], batch_size=2, negative=negative, **GREEDY)
+        assert list(swept.predictions[0]) == cfg.generate(CHATS, negative=negative, **GREEDY).text
 
 
 def test_other_knobs(lvlm, processor) -> None:
     cfg = CFG(lvlm, processor, trace=False).sweep(CHATS, ["a"] * 3, [1.0, 2.0], **GREEDY)
     assert (cfg.method, cfg.knob) == ("CFG", "scale")
     aware = ContextAware(lvlm, processor, trace=False)
-    swept = aware.sweep(CHATS, ["a"] * 3, [0.0, 1.0], inputs={"context": NOTES}, **GREEDY)
+    swept = aware.sweep(CHATS, ["a"] * 3, [0.0, 1.0], context=NOTES, **GREEDY)
     expected = ContextAware(lvlm, processor, alpha=1.0, trace=False)
     assert list(swept.predictions[1]) == expected.generate(CHATS, context=NOTES, **GREEDY).text
 
@@ -121,9 +153,8 @@ def test_other_knobs(lvlm, processor) -> None:
 def test_a_sweep_with_a_budget_set_is_of_numbers_all_the_same(lvlm, processor) -> None:
     budget = RED(lvlm, processor, weight="kl:0.1", prompts=SHORT, trace=False)
     plain = RED(lvlm, processor, weight=0.0, prompts=SHORT, trace=False)
-    inputs = {"rationale": NOTES}
     a, b = (
-        r.sweep(CHATS, ["a"] * 3, WEIGHTS, inputs=inputs, **GREEDY).predictions
+        r.sweep(CHATS, ["a"] * 3, WEIGHTS, rationale=NOTES, **GREEDY).predictions
         for r in (budget, plain)
     )
     assert a == b
@@ -139,6 +170,11 @@ def test_counts_table_figure_and_json(tmp_path: Path) -> None:
     assert sweep.figure(tmp_path / "s.png").stat().st_size > 1000
     again = json.loads(json.dumps(sweep.to_dict()))
     assert again["accuracy"] == [0.5, 0.75] and again["predictions"][0] == ["a"] * 4
+    scores = np.array([[[-1.0, -np.inf, -2.0], [-3.0, -4.0, -np.inf]]])
+    scored = Sweep("RED", "weight", (1.0,), (("a", "d"),), np.ones((1, 2), bool), ("a", "d"),
+                   scores, (("a", "b", "c"), ("d", "e")))  # fmt: skip
+    assert scored.to_dict()["scores"] == [[[-1.0, None, -2.0], [-3.0, -4.0]]]
+    assert scored.to_dict()["candidates"] == [["a", "b", "c"], ["d", "e"]]
 
 
 def test_same_text() -> None:
@@ -167,6 +203,9 @@ def test_parse_weight(value, expected) -> None:
         ({"candidates": [["a"]] * 2}, "Got candidates for 2 requests and 3 answers"),
         ({"candidates": ["a", "b"], "max_new_tokens": 3}, "Candidates are scored, not generated"),
         ({"num_return_sequences": 2}, "one answer a request"),
+        ({"generation_config": BEAMS}, "one answer a request"),
+        ({"answers": ["a", "b", 3]}, "answers must be a list of texts"),
+        ({"rationale": ["x"] * 2}, "Got 2 items of 'rationale' for 3 chats"),
         ({"max_tokens": 2}, "Unknown keyword 'max_tokens'"),
     ],
 )
@@ -174,4 +213,14 @@ def test_refused_before_anything_runs(red: RED, model_calls, arguments, message)
     options = {"answers": ["a"] * 3, "weights": [0.0, 1.0]} | arguments
     with pytest.raises(InferKitError, match=re.escape(message)):
         red.sweep(CHATS, **options)
+    assert not model_calls
+
+
+def test_weights_that_sum_to_zero_or_are_all_zero(lvlm, processor, model_calls) -> None:
+    red = RED(lvlm, processor, prompts=SHORT, normalize=True)
+    with pytest.raises(InferKitError, match="At weight=-1 the weights sum to 0"):
+        red.sweep(CHATS, ["a"] * 3, [0.0, -1.0])
+    alone = RED(lvlm, processor, prompts=SHORT, image_weight=0.0)
+    with pytest.raises(InferKitError, match="At weight=0 every stream has weight 0"):
+        alone.sweep(CHATS, ["a"] * 3, [1.0, 0.0])
     assert not model_calls
