@@ -10,7 +10,7 @@ import typer
 from infer_kit.cli.demo import check_save, quieten
 from infer_kit.errors import InferKitError
 
-ROUNDS = 15
+ROUNDS = 11
 MOST = 256
 
 
@@ -59,17 +59,21 @@ def demo_icl(
     with console.status("Timing"):
         (long,) = held_out(1, MOST, seed)
         shots = ways.most_shots(model, processor, long)
-        seconds = ways.latencies(model, processor, long, shots, ROUNDS)
-    _tables(console, accuracy, episodes, seconds, shots)
+        seconds = {
+            count: ways.latencies(model, processor, long, count, ROUNDS)
+            for count in ways.LATENCY_SHOTS
+            if count <= shots
+        }
+    _tables(console, accuracy, episodes, seconds)
     if save is not None:
         save.mkdir(parents=True, exist_ok=True)
         questions[0].query.picture.save(save / "query.png")
-        figure = icl_figure(save / "icl.png", accuracy, seconds, shots)
+        figure = icl_figure(save / "icl.png", accuracy, seconds)
         console.print(f"Saved {save / 'query.png'} and {figure}.")
     whole = time.perf_counter() - started
     console.print(f"{episodes} episodes in {whole:.1f} s.", style="dim")
     if as_json:
-        full = seconds["full context"]
+        most = seconds[shots]
         report = {
             "accuracy": {
                 way: {str(n): share for n, share in shares.items()}
@@ -77,8 +81,9 @@ def demo_icl(
             },
             "latency": {
                 "shots": shots,
-                "cpu_seconds": seconds,
-                "ratio": {name: value / full for name, value in seconds.items()},
+                "cpu_seconds": most,
+                "ratio": {name: value / most["full context"] for name, value in most.items()},
+                "cpu_seconds_by_shots": {str(count): row for count, row in seconds.items()},
             },
             "n": episodes,
             "seed": seed,
@@ -123,42 +128,52 @@ def _tables(
     console: Any,
     accuracy: dict[str, dict[int, float]],
     episodes: int,
-    seconds: dict[str, float],
-    shots: int,
+    seconds: dict[int, dict[str, float]],
 ) -> None:
     from rich.table import Table
 
     counts = sorted({n for shares in accuracy.values() for n in shares})
-    table = Table("way", *(f"{n} shots" for n in counts), title=f"Accuracy, {episodes} queries")
+    table = Table("way \\ demonstrations", *map(str, counts), title=f"Accuracy, {episodes} queries")
     for way, shares in accuracy.items():
         table.add_row(way, *(f"{shares[n]:.3f}" if n in shares else "" for n in counts))
     console.print(table)
-    table = Table("way", "CPU ms", "ratio", title=f"A query after {shots} demonstrations")
-    for way, value in seconds.items():
-        table.add_row(way, f"{1000 * value:.1f}", f"{value / seconds['full context']:.2f}")
+    title = "CPU ms of a query (ratio to full context)"
+    table = Table("way \\ demonstrations", *map(str, seconds), title=title)
+    for way in next(iter(seconds.values())):
+        cells = [f"{1000 * row[way]:.0f} ({row[way] / row['full context']:.2f})"
+                 for row in seconds.values()]  # fmt: skip
+        table.add_row(way, *cells)
     console.print(table)
 
 
 def icl_figure(
-    path: Path, accuracy: dict[str, dict[int, float]], seconds: dict[str, float], shots: int
+    path: Path, accuracy: dict[str, dict[int, float]], seconds: dict[int, dict[str, float]]
 ) -> Path:
-    """Accuracy against the number of demonstrations, and the time of a query."""
+    """Accuracy, and the time of a query, against the number of demonstrations."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.5, 3.2))
+    figure = Figure(figsize=(9, 3.4))
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for way, shares in accuracy.items():
-        left.plot(list(shares), list(shares.values()), marker="o", label=way)
+    left, right = figure.subplots(1, 2)
+    for number, (way, shares) in enumerate(accuracy.items()):
+        size = 11 - 2 * number  # lines that lie on each other stay visible
+        left.plot(list(shares), list(shares.values()), marker="o", markersize=size, label=way)
     left.set_xscale("symlog", base=2, linthresh=1)
-    left.set_xticks(counts := sorted({n for s in accuracy.values() for n in s}), map(str, counts))
+    counts = sorted({n for shares in accuracy.values() for n in shares})
+    left.set_xticks(counts, map(str, counts))
     left.set_xlabel("demonstrations")
     left.set_ylabel("accuracy")
     left.legend(fontsize="small")
-    right.barh(list(seconds), [1000 * value for value in seconds.values()])
-    right.invert_yaxis()
-    right.set_xlabel(f"CPU ms a query, {shots} demonstrations")
+    for way in next(iter(seconds.values())):
+        times = [1000 * row[way] for row in seconds.values()]
+        right.plot(list(seconds), times, marker="o", label=way)
+    right.set_xscale("log", base=2)
+    right.set_yscale("log")
+    right.set_xticks(list(seconds), map(str, seconds))
+    right.set_xlabel("demonstrations")
+    right.set_ylabel("CPU ms a query")
+    right.legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     return path

@@ -15,7 +15,7 @@ def add_noise(pixels: Tensor, step: int, seed: int) -> Tensor:
 
     The variances rise from 1e-5 to 5e-3 along a sigmoid over 1000 steps (Leng et al., "Visual
     Contrastive Decoding", CVPR 2024, appendix). The noise depends on the seed and the shape alone,
-    so a picture gets the same noise alone and in a batch.
+    so a prompt gets the same noise alone and in a batch.
 
     Args:
         pixels: what the image processor returned, any shape.

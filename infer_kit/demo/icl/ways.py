@@ -18,7 +18,15 @@ CHUNKS = (1, 2, 4)
 
 ANSWER: dict[str, Any] = {"max_new_tokens": 2, "do_sample": False}
 QUERIES_AT_ONCE = 64
-LATENCY_SHOTS = (16, 32, 64, 128, 256)
+LATENCY_SHOTS = (4, 16, 64, 256)
+LATENCY_WAYS: dict[str, dict[str, Any]] = {
+    "K=2, bank": {"chunks": 2},
+    "K=4, bank": {"chunks": 4},
+    "K=4, bank, uniform": {"chunks": 4, "weighting": "uniform"},
+    "K=4, no bank": {"chunks": 4, "bank": False},
+}
+"""Arguments of `ParallelICL`; weights by similarity unless said."""
+
 
 Chat = list[dict[str, Any]]
 
@@ -134,17 +142,9 @@ def latencies(
         model.generate(**row, **ANSWER)
 
     sides: dict[str, Callable[[], Any]] = {"full context": plain}
-    for bank in (True, False):
-        picl = ParallelICL(
-            model,
-            processor,
-            chunks=4,
-            chunking="balanced",
-            bank=bank,
-            trace=False,
-        ).fit(demos)
-        name = "K=4, bank" if bank else "K=4, no bank"
-        sides[name] = partial(picl.generate, query, **ANSWER)
+    for name, arguments in LATENCY_WAYS.items():
+        picl = ParallelICL(model, processor, chunking="balanced", trace=False, **arguments)
+        sides[name] = partial(picl.fit(demos).generate, query, **ANSWER)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, side in sides.items():
