@@ -131,12 +131,8 @@ class ParallelICL(Recipe):
             self.chunks = [int(c) if is_whole(c) else c for c in self.chunks]
         self.weighting: Any = weighting.tolist() if hasattr(weighting, "tolist") else weighting
         self.chunking = chunking
-        self.temperature, self.pool, self.selection, self.shots = (
-            temperature,
-            pool,
-            selection,
-            shots,
-        )
+        self.temperature, self.pool = temperature, pool
+        self.selection, self.shots = selection, shots
         self.encoder, self.bank, self.system, self.seed = encoder, bank, system, seed
         self.trace = trace
         self._check_arguments()
