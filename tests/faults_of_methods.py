@@ -47,14 +47,14 @@ METHOD_MUTANTS = (
     Mutant(
         "contrast: weights of several experts not normalised",
         POOLING,
-        "shares = weights[:, chosen] / weights[:, chosen].sum(1, keepdim=True)",
+        "shares = torch.where(total != 0, weights[:, chosen] / total, 1 / len(chosen))",
         "shares = weights[:, chosen]",
         (POOL,),
     ),
     Mutant(
         "contrast: experts by the caller's numbers",
         POOLING,
-        "        experts=tuple(streams.index(k) for k in experts),\n",
+        "        experts=tuple(streams.index(k) for k in experts if k in streams),\n",
         "        experts=tuple(experts),\n",
         (POOL,),
     ),
@@ -452,8 +452,8 @@ METHOD_MUTANTS = (
     Mutant(
         "icl: only the first chunk says what is plausible",
         "methods/parallel_icl.py",
-        "ran = [tuple(k for k, s in enumerate(group.streams) if s.weight) for group in groups]",
-        "ran = [(0,) for group in groups]",
+        "replace(group, experts=tuple(range(len(group.streams))))",
+        "replace(group, experts=(0,))",
         ICL,
     ),
     Mutant(
@@ -466,7 +466,7 @@ METHOD_MUTANTS = (
     Mutant(
         "icl: pools of any model",
         "methods/fitted_pool.py",
-        '        if config["fingerprint"] != fingerprint:',
+        '        if not is_same(config["fingerprint"]):',
         "        if False:",
         (ICL_REFUSALS,),
     ),
@@ -483,7 +483,7 @@ METHOD_MUTANTS = (
     Mutant(
         "icl: a number of chunks proposed without room for the system's turn",
         "methods/chunk_prompts.py",
-        "            room -= self._tokens_of(self.beginning([]), limit)",
+        "            room -= self._tokens_of(self.beginning([]))",
         "            room -= 0",
         (ICL_REFUSALS,),
     ),

@@ -199,13 +199,14 @@ def resolve_pooling(
     if callable(pool):  # it may use a stream of weight 0, so every stream runs
         _check_experts(present, plausibility, experts)
         return Pooling(pool, table.float(), None, present, every, False, plausibility, experts)
-    running = present & (table.float() != 0)  # as they will be used
+    table = table.float()  # as the weights will be used: some may vanish
+    running = present & (table != 0)
     _check_experts(running, plausibility, experts)
     streams = tuple(k for k in every if bool(running[:, k].any()))
     kept = list(streams)
     return Pooling(
         pool,
-        table[:, kept].float(),
+        table[:, kept],
         None,
         running[:, kept],
         streams,
