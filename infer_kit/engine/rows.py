@@ -8,6 +8,8 @@ from transformers import PreTrainedModel
 from infer_kit.chats import Chat
 from infer_kit.errors import CannotContinue, InferKitError
 
+_BEGINNINGS = 64  # rendered beginnings that are kept: the chunks of a pool or two
+
 
 class RowMaker:
     """Renders chats with one processor (or tokenizer) for one model."""
@@ -27,6 +29,7 @@ class RowMaker:
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self._takes_images = getattr(processor, "image_processor", None) is not None
         self._template = chat_template
+        self._beginnings: dict[int, tuple[Chat, str, list[int]]] = {}
         own = getattr(processor, "chat_template", None) or getattr(
             self.tokenizer, "chat_template", None
         )
@@ -67,16 +70,29 @@ class RowMaker:
                 tokenizer joins tokens across the boundary.
         """
         whole = self._rendered([*beginning, *chat], request, True, tokenize=False)
-        before = self._rendered(beginning, request, False, tokenize=False)
+        before, before_ids = self._begun(beginning, request)
         after = whole.removeprefix(before)
         if len(after) + len(before) != len(whole):
             raise CannotContinue("the chat template writes demonstrations otherwise before a query")
-        bos = self.tokenizer.bos_token
-        # As apply_chat_template does: a processor adds the special tokens that the template lacks.
-        added = self._takes_images and not (bos is not None and whole.startswith(bos))
-        if self._ids(whole, added) != [*self._ids(before, added), *self._ids(after, False)]:
+        if self._ids(whole, self._adds_special(whole)) != [*before_ids, *self._ids(after, False)]:
             raise CannotContinue("the tokenizer joins the last demonstration and the query")
         return after
+
+    def _begun(self, beginning: Chat, request: int) -> tuple[str, list[int]]:
+        """Text and ids of a beginning; of the same list object they are kept for the next query."""
+        kept = self._beginnings.get(id(beginning))
+        if kept is None:
+            text = self._rendered(beginning, request, False, tokenize=False)
+            kept = (beginning, text, self._ids(text, self._adds_special(text)))
+            self._beginnings[id(beginning)] = kept  # with the list, so that its id stays its own
+            if len(self._beginnings) > _BEGINNINGS:
+                del self._beginnings[next(iter(self._beginnings))]
+        return kept[1], kept[2]
+
+    def _adds_special(self, text: str) -> bool:
+        """As apply_chat_template: a processor adds the special tokens that the template lacks."""
+        bos = self.tokenizer.bos_token
+        return self._takes_images and not (bos is not None and text.startswith(bos))
 
     def answer_ids(self, chat: Chat, text: str, ends: set[int]) -> list[int]:
         """Ids that the model writes where it answers `chat` with `text`, its end token included.

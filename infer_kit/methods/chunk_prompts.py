@@ -38,6 +38,7 @@ class ChunkPrompts:
         self.bank = bank
         self.prefixes: list[Any] | None = None
         self.banked = False
+        self._beginnings: list[Chat] = []
 
     def read(self, chunks: Chunks, memory: Any, rechunk: Rechunk) -> None:
         """Read every chunk once; where states cannot be kept, prepare texts and images alone.
@@ -65,11 +66,13 @@ class ChunkPrompts:
         prefixes = [self.backend.prefix(context, memory, read) for context in contexts]
         self.banked = read
         self.prefixes = None if None in prefixes else prefixes
+        self._beginnings = beginnings
 
     def contexts(self, chunks: Chunks, chat: Chat, request: int, rechunk: Rechunk) -> list[Any]:
         """The context of each chunk for one query."""
         beginnings = [self.beginning(members) for members in chunks]
         if self.prefixes is not None:
+            beginnings = self._beginnings  # the same objects for every query: rendered once
             later = len(pictures_of(chat))
             reasons = [self.backend.why_whole(self._pictures_in(m), later) for m in chunks]
             reason = next((why for why in reasons if why is not None and self.banked), None)
