@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from infer_kit.streams import Group as Group
     from infer_kit.streams import Stream as Stream
     from infer_kit.trace import Trace as Trace
+    from infer_kit.vocab.ensemble import Ensemble as Ensemble
+    from infer_kit.vocab.ensemble import ReducedLM as ReducedLM
+    from infer_kit.vocab.results import EnsembleOutput as EnsembleOutput
+    from infer_kit.vocab.results import LogProb as LogProb
+    from infer_kit.vocab.submap import common_vocabulary as common_vocabulary
+    from infer_kit.vocab.vocabulary import Vocabulary as Vocabulary
 
 __version__ = "0.1.0"
 
@@ -35,21 +41,27 @@ _HOME = {
     "ContextAware": "infer_kit.methods.contrastive",
     "ContrastiveDecoding": "infer_kit.methods.contrastive",
     "CoupledLM": "infer_kit.engine.coupled_lm",
+    "Ensemble": "infer_kit.vocab.ensemble",
+    "EnsembleOutput": "infer_kit.vocab.results",
     "Group": "infer_kit.streams",
     "ICD": "infer_kit.methods.contrastive",
     "ImageFeatures": "infer_kit.engine.image_features",
     "InferKitError": "infer_kit.errors",
+    "LogProb": "infer_kit.vocab.results",
     "MethodOutput": "infer_kit.methods.recipe",
     "ParallelICL": "infer_kit.methods.parallel_icl",
     "ParallelICLOutput": "infer_kit.methods.parallel_icl",
     "Prompts": "infer_kit.methods.prompts",
     "RED": "infer_kit.methods.red",
     "REDOutput": "infer_kit.methods.red",
+    "ReducedLM": "infer_kit.vocab.ensemble",
     "Step": "infer_kit.pool",
     "Stream": "infer_kit.streams",
     "Sweep": "infer_kit.methods.sweep",
     "Trace": "infer_kit.trace",
     "VCD": "infer_kit.methods.contrastive",
+    "Vocabulary": "infer_kit.vocab.vocabulary",
+    "common_vocabulary": "infer_kit.vocab.submap",
 }
 
 __all__ = [

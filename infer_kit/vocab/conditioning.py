@@ -1,0 +1,137 @@
+"""What a model reads before a text: prompts and chats, healed where they were cut in a word."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from infer_kit.chats import Chat
+from infer_kit.errors import InferKitError
+from infer_kit.vocab.vocabulary import Vocabulary
+
+HEALED = 2  # tokens: the last may be cut short, and the one before depends on it
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """A prompt as a model reads it.
+
+    The model reads `ids`; what `forced` spells then follows with certainty, however it is cut into
+    tokens.
+
+    Attributes:
+        ids: never empty.
+        before: the last of `ids` with text, for the tokenizer's rules.
+        forced: the tokens taken off the prompt's end.
+        prefix: bytes that follow in the place of `forced` where there is no prompt.
+    """
+
+    ids: tuple[int, ...]
+    before: tuple[int, ...]
+    forced: tuple[int, ...]
+    prefix: bytes = b""
+
+
+def condition_on_text(
+    vocabulary: Vocabulary, text: str, healing: int = HEALED, tokenizer: Any = None
+) -> Conditioning:
+    """A prompt that is plain text.
+
+    A prompt that ends inside a word would be read in tokens that no whole text has: the last
+    `healing` tokens are taken off and their bytes forced instead.
+
+    Args:
+        vocabulary: of the model.
+        text: may be empty. Names of the tokenizer's special tokens are those tokens, as
+            everywhere in transformers, if the tokenizer is given.
+        healing: tokens taken off, at most back to the last special token.
+        tokenizer: of transformers, for special tokens.
+
+    Warns: where a normaliser changes the text, with both strings.
+    """
+    if not isinstance(text, str):
+        raise InferKitError(f"A prompt is a text, got {type(text).__name__}.")
+    specials = getattr(tokenizer, "all_special_tokens", ())
+    if any(special and special in text for special in specials):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        has_begin = tuple(ids[: len(vocabulary.begin_ids)]) == vocabulary.begin_ids
+        return condition_on_ids(
+            vocabulary, ids if has_begin else [*vocabulary.begin_ids, *ids], healing
+        )
+    read = vocabulary.conditioned(text)
+    if read != text:
+        warnings.warn(
+            f"The tokenizer {vocabulary.name!r} changes the prompt: {_short(text)} is read as "
+            f"{_short(read)}.",
+            stacklevel=4,
+        )
+    if not read:  # nothing but what the tokenizer itself puts before any text
+        return Conditioning(tuple(vocabulary.empty_ids), (), (), vocabulary.prefix)
+    ids = vocabulary.encode(text)
+    return condition_on_ids(vocabulary, [*vocabulary.begin_ids, *ids], healing)
+
+
+def condition_on_chat(
+    vocabulary: Vocabulary, tokenizer: Any, chat: Chat, healing: int = HEALED
+) -> Conditioning:
+    """A chat in the model's own template, up to where the answer begins."""
+    return condition_on_ids(vocabulary, chat_ids(vocabulary, tokenizer, chat), healing)
+
+
+def chat_ids(vocabulary: Vocabulary, tokenizer: Any, chat: Chat) -> list[int]:
+    """Tokens of a chat in the tokenizer's template.
+
+    Raises:
+        InferKitError: the tokenizer has no chat template, or the chat has images.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise InferKitError(
+            f"The tokenizer {vocabulary.name!r} has no chat template.",
+            hint="Give a text as prompt, or set tokenizer.chat_template.",
+        )
+    if any(part["type"] != "text" for turn in chat for part in turn["content"]):
+        raise InferKitError("An ensemble of language models reads text; the chat has images.")
+    turns = [
+        {**turn, "content": "".join(part["text"] for part in turn["content"])} for turn in chat
+    ]
+    ids: list[int] = tokenizer.apply_chat_template(
+        turns, tokenize=True, add_generation_prompt=True, return_dict=True
+    )["input_ids"]
+    return ids
+
+
+def continuation_ids(vocabulary: Vocabulary, text: str, prompt: "str | Chat | None") -> list[int]:
+    """Tokens of a text as the tokenizer writes them after a prompt.
+
+    After a text, those of both together that come after as many as the prompt has by itself.
+    """
+    if not prompt:
+        return vocabulary.encode(text)
+    if isinstance(prompt, str):
+        whole = vocabulary.encode(prompt + text)
+        return whole[min(len(vocabulary.encode(prompt)), len(whole) - 1) :]
+    if vocabulary.encoder is None:
+        return vocabulary.encode(text)
+    ids: list[int] = vocabulary.encoder.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+def condition_on_ids(vocabulary: Vocabulary, ids: Sequence[int], healing: int) -> Conditioning:
+    """Prompt tokens, the last of them given back as bytes."""
+    last_special = max(
+        (place for place, token in enumerate(ids) if vocabulary.tokens[token] is None), default=-1
+    )
+    start = last_special + 1  # where the text begins that may be cut
+    cut = max(len(ids) - healing, start)
+    kept = tuple(ids[:cut]) if cut else tuple(vocabulary.empty_ids)
+    if not kept:
+        raise InferKitError(
+            f"The model of {vocabulary.name!r} has no token to begin a text with, and the prompt "
+            "is too short to give it one.",
+            hint="Give a longer prompt.",
+        )
+    return Conditioning(kept, tuple(ids[start:cut]), tuple(ids[cut:]))
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:30]}…{text[-25:]}")

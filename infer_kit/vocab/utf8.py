@@ -1,0 +1,49 @@
+"""Characters in progress: what a text in bytes may still become."""
+
+_LENGTHS = ((0x80, 1), (0xC2, 0), (0xE0, 2), (0xF0, 3), (0xF5, 4), (0x100, 0))
+LONGEST_CHARACTER = 4
+
+
+def character_length(lead: int) -> int:
+    """Bytes of a UTF-8 character by its first byte; 0 for a byte that begins none."""
+    return next(length for above, length in _LENGTHS if lead < above)
+
+
+def may_begin_character(text: bytes) -> bool:
+    """Whether the bytes are a character or the beginning of one."""
+    length = character_length(text[0])
+    if len(text) == length:
+        return is_text(text)
+    return len(text) < length and all(0x80 <= byte < 0xC0 for byte in text[1:])
+
+
+def is_open_character(text: bytes) -> bool:
+    """Whether the bytes are the beginning of a character, but not all of it."""
+    return bool(text) and len(text) < character_length(text[0]) and may_begin_character(text)
+
+
+def open_tail(text: bytes) -> bytes:
+    """The bytes of an incomplete last character."""
+    for length in range(1, min(LONGEST_CHARACTER, len(text) + 1)):
+        if is_open_character(text[-length:]):
+            return text[-length:]
+    return b""
+
+
+def is_beginning(text: bytes) -> bool:
+    """Whether the bytes are UTF-8, but for an incomplete last character."""
+    return is_text(text[: len(text) - len(open_tail(text))])
+
+
+def is_text(text: bytes) -> bool:
+    """Whether the bytes are UTF-8."""
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def as_text(text: bytes) -> str:
+    """Bytes as text, without those of an incomplete last character."""
+    return text[: len(text) - len(open_tail(text))].decode("utf-8", "replace")
