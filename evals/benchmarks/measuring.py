@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -29,7 +30,12 @@ class Claim:
 
 def at_most(name: str, value: float, bound: float) -> Claim:
     """A claim that `value` ≤ `bound`."""
-    return Claim(name, round(value, 4), bound, value <= bound)
+    return Claim(name, float(f"{value:.4g}"), bound, value <= bound)
+
+
+def at_least(name: str, value: float, bound: float) -> Claim:
+    """A claim that `value` ≥ `bound`."""
+    return Claim(name, float(f"{value:.4g}"), bound, value >= bound)
 
 
 def exactly(name: str, value: float, bound: float) -> Claim:
@@ -66,25 +72,43 @@ def median_ratio(times: Mapping[str, list[float]], side: str, to: str) -> float:
     return statistics.median(a / b for a, b in zip(times[side], times[to], strict=True))
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The options that every benchmark has."""
+def arguments(description: str, **folders: str) -> argparse.Namespace:
+    """The options that every benchmark has.
+
+    Args:
+        description: of the benchmark. folders: what its further options name, by option.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="end within a minute on 2 cores")
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
+    for name, what in folders.items():
+        parser.add_argument(f"--{name}", type=Path, metavar="DIR", help=what)
     return parser.parse_args()
 
 
 def report(
-    title: str, claims: list[Claim], rows: list[dict[str, Any]], as_json: bool
+    title: str,
+    claims: list[Claim],
+    rows: list[dict[str, Any]],
+    as_json: bool,
+    tables: Mapping[str, list[dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
-    """Print rows and claims as tables, and the JSON object if asked for; return the object."""
+    """Print rows and claims as tables, and the JSON object if asked for; return the object.
+
+    Args:
+        title: of the table of rows. claims, rows: of the object.
+        as_json: print the object as last line.
+        tables: what is printed in the place of `rows`, by title.
+    """
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    if rows:
-        table = Table(*rows[0], title=title)
-        for row in rows:
+    for name, shown in ({title: rows} if tables is None else tables).items():
+        if not shown:
+            continue
+        table = Table(*shown[0], title=name)
+        for row in shown:
             table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
         console.print(table)
     table = Table("claim", "value", "bound", "holds")

@@ -11,6 +11,7 @@ from infer_kit.cli.demo import demo
 from infer_kit.cli.demo_icl import demo_icl
 from infer_kit.cli.env import env
 from infer_kit.cli.generate import generate
+from infer_kit.cli.inspect import inspect
 from infer_kit.cli.ls import ls
 from infer_kit.errors import InferKitError
 
@@ -46,6 +47,7 @@ demos.callback(invoke_without_command=True, epilog="Example: infer-kit demo --sa
 demos.command("icl", epilog="Example: infer-kit demo icl --save demo/")(demo_icl)
 app.add_typer(demos, name="demo")
 app.command(epilog='Example: infer-kit generate demo "what color is the background ?"')(generate)
+app.command(epilog="Example: infer-kit inspect model-a/ model-b/")(inspect)
 app.command(epilog="Example: infer-kit ls")(ls)
 app.command(epilog="Example: infer-kit env")(env)
 

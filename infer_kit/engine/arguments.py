@@ -15,36 +15,36 @@ from infer_kit.engine.model_facts import forward_parameters
 from infer_kit.errors import InferKitError, PromptTooLong, VocabularyMismatch
 
 
-def check_model(model: Any, index: int) -> None:
-    """Raise `InferKitError` unless `model` can be a stream."""
+def check_model(model: Any, index: int, what: str = "Stream") -> None:
+    """Raise `InferKitError`, naming `what` and `index`, unless `model` can be a stream."""
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         hint = None
         if hasattr(model, "get_base_model"):
             hint = "For a PEFT model pass model.get_base_model(): the adapters are inside it."
         raise InferKitError(
-            f"Stream {index}: expected a transformers model, got {name}.", hint=hint
+            f"{what} {index}: expected a transformers model, got {name}.", hint=hint
         )
     if model.config.is_encoder_decoder:
-        raise InferKitError(f"Stream {index}: {name} is an encoder-decoder, not a causal model.")
+        raise InferKitError(f"{what} {index}: {name} is an encoder-decoder, not a causal model.")
     if not model.can_generate():
         raise InferKitError(
-            f"Stream {index}: {name} has no language-model head.",
+            f"{what} {index}: {name} has no language-model head.",
             hint="Load it with AutoModelForCausalLM or AutoModelForImageTextToText.",
         )
     if CACHE not in forward_parameters(model) or not (model._supports_default_dynamic_cache()):
         raise InferKitError(
-            f"Stream {index}: {name} keeps its state in a cache of its own (its forward takes no "
+            f"{what} {index}: {name} keeps its state in a cache of its own (its forward takes no "
             f"{CACHE}, or not a DynamicCache), which the engine cannot hold."
         )
-    check_evaluating(model, index)
+    check_evaluating(model, index, what)
 
 
-def check_evaluating(model: PreTrainedModel, index: int) -> None:
+def check_evaluating(model: PreTrainedModel, index: int, what: str = "Stream") -> None:
     """Raise `InferKitError` for a model in training mode."""
     if model.training:
         raise InferKitError(
-            f"Stream {index}: {type(model).__name__} is in training mode, so dropout would change "
+            f"{what} {index}: {type(model).__name__} is in training mode, so dropout would change "
             "every step.",
             hint="Call model.eval() first.",
         )

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Protocol
 
 from tokenizers import Tokenizer, normalizers
@@ -12,6 +13,7 @@ from infer_kit.errors import InferKitError
 from infer_kit.vocab.utf8 import (
     LONGEST_CHARACTER,
     is_open_character,
+    is_text,
     may_begin_character,
     open_tail,
 )
@@ -20,7 +22,8 @@ from infer_kit.vocab.vocabulary import Vocabulary
 Tokens = tuple[int, ...]
 
 # What may follow a text, one of each kind that pre-tokenizers tell apart.
-CONTEXTS = ("", "a", " ", " a", "\n", "1", ".", "A", "'s", "中")
+# "s", "l" and "e" go on with what an apostrophe began: 's, 'll, 're.
+CONTEXTS = ("", "a", " ", " a", "\n", "1", ".", "A", "'s", "中", "s", "l", "e", "🙂")
 _PROBE = "it's a b2\n\nC, d: 中文 .5"
 _KEPT = 4096  # windows remembered
 
@@ -141,8 +144,9 @@ class PairCanonicality:
         found = self._pairs.get(key)
         if found is None:
             if left in self._added or right in self._added:
-                texts = self._tokens[left], self._tokens[right]
-                found = self._encoded((texts[0] or b"") + (texts[1] or b"")) == list(key)
+                both = (self._tokens[left] or b"") + (self._tokens[right] or b"")
+                # Next to a part of a character the two say nothing.
+                found = not is_text(both) or self._encoded(both) == list(key)
             else:
                 found = self._merged(left, right) == list(key)
             self._pairs[key] = found
@@ -208,6 +212,9 @@ class WindowCanonicality:
         self._merging = merging
         self._alphabet = _byte_alphabet() if vocabulary.kind == "byte_bpe" else None
         self.window = lru_cache(_KEPT)(lambda text: _TextWindow(self, text))
+        added = [self._tokens[id] or b"" for id in encoder.get_added_tokens_decoder()]
+        self._begun = frozenset(text[:end] for text in added for end in range(1, len(text)))
+        self._longest_begun = max(map(len, self._begun), default=0)
 
     def open(self, before: Sequence[int] = ()) -> tuple[Window, Tokens]:
         tokens = tuple(before)
@@ -241,6 +248,11 @@ class WindowCanonicality:
             tokens.append(token)
             ends.append(at)
         return _Reading(tuple(tokens), tuple(ends), tuple(starts))
+
+    def begun(self, text: bytes) -> list[int]:
+        """How many bytes at the end of a text may be the beginning of an added token."""
+        longest = min(self._longest_begun, len(text))
+        return [n for n in range(longest, 0, -1) if text[-n:] in self._begun]
 
     def merged(self, text: bytes) -> Tokens | None:
         """BPE of bytes that may end inside a character, or None where tokens cannot hold such."""
@@ -330,16 +342,21 @@ class _TextWindow:
         """Where a word of the pre-tokenizer begins under every right context."""
         if not self._whole:
             return self, ()
-        readings = self.readings()
-        alone = next(readings)  # the text by itself: its end closes its last word
-        splits = {start for start in alone.starts if start} | {self._length}
-        for reading in readings:
-            splits &= set(reading.starts)
+        # An added token is looked for before words are: what comes before it is read by itself,
+        # and it may lie across splits.
+        begun = self._of.begun(self.text)
+        last = len(self.text) - max(begun, default=0)
+        before = (self._of.reading(self.text[:-count].decode(), "") for count in begun)
+        splits = set(range(1, last + 1))
+        readings = []
+        for reading in chain(self.readings(), before):
+            readings.append(reading)
+            splits &= {*reading.starts, *reading.ends[-1:]}
             if not splits:
                 return self, ()
         place = max(splits)
-        certain = alone.up_to(place)
-        if certain is None or any(r.tokens[: len(certain)] != certain for r in self._readings):
+        certain = readings[0].up_to(place)
+        if certain is None or any(r.tokens[: len(certain)] != certain for r in readings):
             return self, ()
         return self._of.window(self.text[place:]), certain
 

@@ -31,12 +31,17 @@ class CausalModel:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Raises: `InferKitError` for encoder-decoders."""
+        """Raises: `InferKitError` for encoder-decoders and for RoBERTa's family."""
         self.name = type(model).__name__
         if model.config.is_encoder_decoder:
             raise InferKitError(
                 f"{self.name} is an encoder-decoder, which gives no law of a text's beginning.",
                 "Pass a decoder-only model.",
+            )
+        if any(hasattr(part, "create_position_ids_from_input_ids") for part in model.modules()):
+            raise InferKitError(
+                f"{self.name} counts positions from its padding token, not from 0.",
+                "Pass a decoder-only model; this family (RoBERTa) is not supported.",
             )
         self.model = model
         self.config = model.config.get_text_config(decoder=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from infer_kit.chats import Chat
 from infer_kit.errors import InferKitError
+from infer_kit.vocab.utf8 import is_text
 from infer_kit.vocab.vocabulary import Vocabulary
 
 HEALED = 2  # tokens: the last may be cut short, and the one before depends on it
@@ -49,26 +50,35 @@ def condition_on_text(
 
     Warns: where a normaliser changes the text, with both strings.
     """
+    ids = text_ids(vocabulary, text, tokenizer)
+    if not ids:  # nothing but what the tokenizer itself puts before any text
+        return Conditioning(tuple(vocabulary.empty_ids), (), (), vocabulary.prefix)
+    return condition_on_ids(vocabulary, ids, healing)
+
+
+def text_ids(vocabulary: Vocabulary, text: str, tokenizer: Any = None) -> list[int]:
+    """Tokens of a prompt, those that begin it included; none for an empty one.
+
+    See `condition_on_text`.
+    """
     if not isinstance(text, str):
         raise InferKitError(f"A prompt is a text, got {type(text).__name__}.")
-    specials = getattr(tokenizer, "all_special_tokens", ())
-    if any(special and special in text for special in specials):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        has_begin = tuple(ids[: len(vocabulary.begin_ids)]) == vocabulary.begin_ids
-        return condition_on_ids(
-            vocabulary, ids if has_begin else [*vocabulary.begin_ids, *ids], healing
-        )
+    begin = list(vocabulary.begin_ids)
+    if callable(tokenizer) and _has_special(vocabulary, text):
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids if ids[: len(begin)] == begin else [*begin, *ids]
     read = vocabulary.conditioned(text)
     if read != text:
         warnings.warn(
             f"The tokenizer {vocabulary.name!r} changes the prompt: {_short(text)} is read as "
             f"{_short(read)}.",
-            stacklevel=4,
+            stacklevel=5,
         )
-    if not read:  # nothing but what the tokenizer itself puts before any text
-        return Conditioning(tuple(vocabulary.empty_ids), (), (), vocabulary.prefix)
-    ids = vocabulary.encode(text)
-    return condition_on_ids(vocabulary, [*vocabulary.begin_ids, *ids], healing)
+    return [*begin, *vocabulary.encode(text)] if read else []
+
+
+def _has_special(vocabulary: Vocabulary, text: str) -> bool:
+    return any(name in text for name in vocabulary.special_names.values())
 
 
 def condition_on_chat(
@@ -100,16 +110,27 @@ def chat_ids(vocabulary: Vocabulary, tokenizer: Any, chat: Chat) -> list[int]:
     return ids
 
 
-def continuation_ids(vocabulary: Vocabulary, text: str, prompt: "str | Chat | None") -> list[int]:
-    """Tokens of a text as the tokenizer writes them after a prompt.
+def split_ids(
+    vocabulary: Vocabulary, text: str, prompt: str, tokenizer: Any = None
+) -> tuple[list[int], list[int]]:
+    """Tokens of a prompt and a text together, cut where those of the prompt alone end or differ.
 
-    After a text, those of both together that come after as many as the prompt has by itself.
+    So a token that holds the prompt's end and the text's beginning belongs to the text. The cut
+    lies between characters.
     """
-    if not prompt:
-        return vocabulary.encode(text)
-    if isinstance(prompt, str):
-        whole = vocabulary.encode(prompt + text)
-        return whole[min(len(vocabulary.encode(prompt)), len(whole) - 1) :]
+    if not _has_special(vocabulary, prompt):
+        tokenizer = None  # such names in a text are no special tokens
+    whole = text_ids(vocabulary, prompt + text, tokenizer)
+    alone = text_ids(vocabulary, prompt, tokenizer)
+    most = min(len(alone), len(whole) - 1)
+    cut = next((at for at in range(most) if whole[at] != alone[at]), most)
+    while cut and not is_text(b"".join(vocabulary.tokens[id] or b"" for id in whole[cut:])):
+        cut -= 1
+    return whole[:cut] or list(vocabulary.empty_ids), whole[cut:]
+
+
+def answer_ids(vocabulary: Vocabulary, text: str) -> list[int]:
+    """Tokens of a text that follows a chat: without a dummy prefix."""
     if vocabulary.encoder is None:
         return vocabulary.encode(text)
     ids: list[int] = vocabulary.encoder.encode(text, add_special_tokens=False).ids

@@ -1,34 +1,37 @@
 """`Ensemble`: models with different tokenizers over one alphabet; `ReducedLM`: one model."""
 
-import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from transformers import LogitsProcessor, PreTrainedModel, StoppingCriteriaList
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from infer_kit.chats import Chat, as_chats
-from infer_kit.engine.arguments import check_evaluating, check_model
+from infer_kit.engine.arguments import check_evaluating, check_model, context_length
 from infer_kit.engine.cache_name import CACHE
 from infer_kit.engine.call import resolve_call
-from infer_kit.errors import InferKitError, UnsupportedArgument
+from infer_kit.errors import InferKitError, PromptTooLong
 from infer_kit.vocab.alphabet import choose_alphabet
 from infer_kit.vocab.conditioning import (
     HEALED,
     Conditioning,
+    answer_ids,
     condition_on_chat,
     condition_on_text,
-    continuation_ids,
+    split_ids,
 )
+from infer_kit.vocab.keywords import alphabet_keywords
 from infer_kit.vocab.language_models import language_model
 from infer_kit.vocab.pooled_text import Pool, PooledText, advance_together
 from infer_kit.vocab.reading import PREFETCH, Reader
 from infer_kit.vocab.reducer import CertifiedReducer, check_eps
 from infer_kit.vocab.reduction import Mode, Reduction
 from infer_kit.vocab.results import EnsembleOutput, LogProb
-from infer_kit.vocab.symbol_lm import StopTexts, SymbolCache, SymbolLM, cut_at
+from infer_kit.vocab.symbol_lm import SymbolCache, SymbolLM, SymbolTokenizer, cut_at, with_stops
 from infer_kit.vocab.token_ensemble import TokenEnsemble
 from infer_kit.vocab.trie import Float
 from infer_kit.vocab.utf8 import as_text
@@ -36,7 +39,7 @@ from infer_kit.vocab.vocabulary import Vocabulary
 from infer_kit.vocab.weighting import WeightRule, make_weighting
 
 _LEAKY = 0.05  # canonical mass lost per symbol above which another mode is recommended
-_DEFAULT_NEW = 256  # symbols
+_AHEAD = 32  # symbols of a text to score that reading ahead looks at
 
 
 class Ensemble:
@@ -75,8 +78,8 @@ class Ensemble:
         """Args:
         members: (model, its tokenizer) pairs; a `Vocabulary` may stand for a tokenizer.
         weights: one a member (those of a mixture are normalised; default equal, 1 each for a
-            product); "bayes", "fixed_share" or "entropy" (`Weighting`); or a function of (laws
-            [N, symbols + 1], prior [N]).
+            product; a member of weight 0 is left out, of results too); "bayes", "fixed_share" or
+            "entropy" (`Weighting`); or a function of (laws [N, symbols + 1], prior [N]).
         pool: "mixture", "product", or a function of (laws [N, symbols + 1], weights [N]).
         vocabulary: the alphabet: "bytes"; "tokens", of members that share a tokenizer; or byte
             strings such as `common_vocabulary(a, b)`. None: tokens if they can be shared, else
@@ -96,25 +99,28 @@ class Ensemble:
             InferKitError: a tokenizer that cannot be spelled as bytes, an alphabet that does not
                 fit, weights or eps out of range.
         """
-        self.models, tokenizers = _checked_members(members)
+        models, tokenizers = _checked_members(members)
+        if isinstance(pool, str) and pool not in ("mixture", "product"):
+            raise InferKitError(f"Unknown pool {pool!r}: use 'mixture', 'product' or a function.")
+        check_eps(eps)
+        _check_warpers(token_warpers)
+        weighting = make_weighting(weights, len(models), pool, switching_rate)
+        plain = weighting.rule is None and isinstance(pool, str)
+        kept = [i for i, weight in enumerate(weighting.prior) if weight or not plain]
+        self._weighting = replace(weighting, prior=tuple(weighting.prior[i] for i in kept))
+        self.models, tokenizers = [models[i] for i in kept], [tokenizers[i] for i in kept]
         self.vocabularies = [
             tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary.from_hf(tokenizer, model)
             for model, tokenizer in zip(self.models, tokenizers, strict=True)
         ]
         self._tokenizers = [getattr(t, "tokenizer", t) for t in tokenizers]
-        if isinstance(pool, str) and pool not in ("mixture", "product"):
-            raise InferKitError(f"Unknown pool {pool!r}: use 'mixture', 'product' or a function.")
-        check_eps(eps)
-        _check_warpers(token_warpers)
-        self._weighting = make_weighting(weights, len(self.models), pool, switching_rate)
         self._pool = pool
         self._eps = eps
         self._healing = healing
         self._prefetch = prefetch
         self.alphabet, symbols = choose_alphabet(self.vocabularies, vocabulary, force)
-        plain = self._weighting.rule is None and isinstance(pool, str) and not token_warpers
         self._coupled: TokenEnsemble | None = None
-        if self.alphabet == "tokens" and plain:
+        if self.alphabet == "tokens" and plain and not token_warpers:
             self._coupled = TokenEnsemble(
                 self.models, self._tokenizers, self.vocabularies, self._weighting.prior, str(pool)
             )
@@ -125,12 +131,11 @@ class Ensemble:
             Reduction(vocabulary, symbols, mode, token_warpers) for vocabulary in self.vocabularies
         ]
         self._lm = SymbolLM(self._reductions[0].symbols, self.models[0].device)
-        self._lm.generation_config.max_new_tokens = _DEFAULT_NEW
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> SymbolTokenizer:
         """Decodes the alphabet's ids, for streamers: `TextStreamer(ensemble.tokenizer)`."""
-        return self._tokenizers[0] if self._coupled is not None else self._lm.tokenizer
+        return self._lm.tokenizer if self._coupled is None else self._coupled.tokenizer
 
     def generate(self, prompt: Any, **generate_kwargs: Any) -> EnsembleOutput:
         """Continue a text or answer a chat; a list of texts or of chats is a batch.
@@ -149,23 +154,25 @@ class Ensemble:
         prompts, single = _prompts(prompt)
         if self._coupled is not None:
             return self._coupled.generate(prompts, single, generate_kwargs)
-        conditionings = [self._conditionings(prompt) for prompt in prompts]
-        kwargs, stops = _without_stops(generate_kwargs)
+        tokenizer = self._lm.tokenizer
+        kwargs, stops = alphabet_keywords(generate_kwargs, tokenizer.eos_token_id)
         config = resolve_call(self._lm, kwargs, len(prompts))
-        if stops:
-            criteria = [*(kwargs.get("stopping_criteria") or ())]
-            criteria.append(StopTexts(self._lm.tokenizer, stops))
-            kwargs["stopping_criteria"] = StoppingCriteriaList(criteria)
-        texts, readers = self._start(conditionings)
+        texts, readers = self._start(self._conditionings(prompts))
         state = SymbolCache(texts, readers)
-        begin = torch.full((len(prompts), 1), self._lm.tokenizer.bos_token_id)
-        begin = begin.to(self._lm.device)
+        begin = torch.full((len(prompts), 1), tokenizer.bos_token_id, device=self._lm.device)
         output = self._lm.generate(
-            input_ids=begin, attention_mask=torch.ones_like(begin), **{CACHE: state}, **kwargs
+            input_ids=begin,
+            attention_mask=torch.ones_like(begin),
+            **{CACHE: state},
+            **with_stops(kwargs, tokenizer, stops, 1),
         )
         sequences = output.sequences if isinstance(output, ModelOutput) else output
         sequences = sequences[:, 1:]
-        written = [cut_at(self._lm.tokenizer.spell(row), stops) for row in sequences]
+        copies = len(sequences) // len(prompts)
+        written = [
+            cut_at(self._spell(row, prompts[place // copies]), stops)
+            for place, row in enumerate(sequences)
+        ]
         answers = [as_text(text) for text in written]
         leak = self._leak(state.texts)
         return EnsembleOutput(
@@ -193,20 +200,17 @@ class Ensemble:
             `LogProb`, or a list of them.
         """
         single = isinstance(text, str)
-        texts = [text] if single else list(text)
+        texts = _texts(text)
         prompts = _prompts_for(texts, prompt)
         if self._coupled is not None:
             scores = self._coupled.logprob(texts, prompts, end)
             return scores[0] if single else scores
-        for number, piece in enumerate(texts):
-            if not isinstance(piece, str) or not piece:
-                raise InferKitError(f"Text {number} to score is {piece!r}; expected some text.")
-        states, readers = self._start([self._conditionings(prompt) for prompt in prompts])
-        symbols = [
-            self._symbols(piece, prompt) for piece, prompt in zip(texts, prompts, strict=True)
-        ]
+        prompts, symbols = zip(*map(self._split, texts, prompts), strict=True)
+        states, readers = self._start(self._conditionings(prompts))
         for place in range(max(map(len, symbols))):
             going = [b for b, spelled in enumerate(symbols) if place < len(spelled)]
+            for b in going:
+                states[b].foresee(symbols[b][place + 1 : place + 1 + _AHEAD])
             advance_together(
                 [states[b] for b in going], [symbols[b][place] for b in going], readers
             )
@@ -227,41 +231,71 @@ class Ensemble:
         prompts, single = _prompts(prompt)
         if not single:
             raise InferKitError(f"law takes one prompt, got {len(prompts)}.")
-        (text,), _ = self._start([self._conditionings(prompts[0])])
+        (text,), _ = self._start(self._conditionings(prompts))
         return text.law()
 
-    def _conditionings(self, prompt: "str | Chat | None") -> list[Conditioning]:
-        """The prompt as each member reads it."""
-        found = []
-        for vocabulary, tokenizer in zip(self.vocabularies, self._tokenizers, strict=True):
-            if prompt is None or isinstance(prompt, str):
-                found.append(condition_on_text(vocabulary, prompt or "", self._healing, tokenizer))
-            else:
-                found.append(condition_on_chat(vocabulary, tokenizer, prompt, self._healing))
-        return found
+    def _conditionings(self, prompts: Sequence[Any]) -> list[list[Conditioning]]:
+        """The prompts as each member reads them."""
+        prefixes = {vocabulary.prefix for vocabulary in self.vocabularies}
+        if self.alphabet != "bytes" and len(prefixes) > 1 and not all(prompts):
+            raise InferKitError(
+                "Some members' tokenizers put a space before a text and some do not, so that over "
+                "these symbols a text without a prompt begins differently for each.",
+                hint="Give a prompt, or pool over bytes.",
+            )
+        rows = []
+        for prompt in prompts:
+            row = []
+            for vocabulary, tokenizer in zip(self.vocabularies, self._tokenizers, strict=True):
+                if not prompt or isinstance(prompt, str):
+                    text = prompt or ""
+                    row.append(condition_on_text(vocabulary, text, self._healing, tokenizer))
+                else:
+                    row.append(condition_on_chat(vocabulary, tokenizer, prompt, self._healing))
+            rows.append(row)
+        return rows
 
     def _start(
         self, conditionings: Sequence[Sequence[Conditioning]]
     ) -> tuple[list[PooledText], list[Reader]]:
         """Reducers of every member that have read the prompts."""
-        readers, columns = [], []
-        for member, (model, reduction) in enumerate(
-            zip(self.models, self._reductions, strict=True)
-        ):
-            check_evaluating(model, member)
-            reader = Reader(reduction, language_model(model), self._prefetch)
-            mine = [row[member] for row in conditionings]
-            readers.append(reader)
-            columns.append(_opened(reader, mine, self._eps))
-        rows = zip(*columns, strict=True)
+        columns = list(zip(*conditionings, strict=True))
+        for member, (model, column) in enumerate(zip(self.models, columns, strict=True)):
+            check_evaluating(model, member, "Member")
+            _check_lengths(member, model, self.vocabularies[member], column)
+        readers = [
+            Reader(reduction, language_model(model), self._prefetch)
+            for model, reduction in zip(self.models, self._reductions, strict=True)
+        ]
+        opened = [
+            _opened(reader, column, self._eps)
+            for reader, column in zip(readers, columns, strict=True)
+        ]
+        rows = zip(*opened, strict=True)
         return [PooledText(row, self._weighting, self._pool) for row in rows], readers
 
-    def _symbols(self, text: str, prompt: "str | Chat | None") -> tuple[int, ...]:
-        """Symbols of a text that follows a prompt."""
+    def _split(self, text: str, prompt: Any) -> tuple[Any, tuple[int, ...]]:
+        """A prompt and the symbols of a text after it.
+
+        Where symbols are not bytes, one that begins in the prompt belongs to the text.
+        """
         reduction, vocabulary = self._reductions[0], self.vocabularies[0]
         if reduction.map.is_bytes:
-            return tuple(text.encode())
-        return reduction.of_tokens(continuation_ids(vocabulary, text, prompt))
+            return prompt, tuple(text.encode())
+        if not prompt:
+            return prompt, reduction.of_tokens(vocabulary.encode(text))
+        if not isinstance(prompt, str):
+            return prompt, reduction.of_tokens(answer_ids(vocabulary, text))
+        _, ids = split_ids(vocabulary, text, prompt, self._tokenizers[0])
+        both = prompt + text
+        kept = len(both) - len(vocabulary.spell(ids).decode())
+        return both[: max(kept, 0)], reduction.of_tokens(ids)
+
+    def _spell(self, ids: Tensor, prompt: Any) -> bytes:
+        """What symbols say after a prompt: without a dummy prefix where there is none."""
+        text = self._lm.tokenizer.spell(ids)
+        is_whole = not prompt and self.alphabet != "bytes"
+        return text.removeprefix(self.vocabularies[0].prefix) if is_whole else text
 
     def _leak(self, texts: Sequence[PooledText]) -> tuple[float, ...]:
         """Mean over the texts, for each member; warns where it is large."""
@@ -314,6 +348,8 @@ def _opened(
     ]
     for place in range(max(map(len, spelled))):
         going = [b for b, symbols in enumerate(spelled) if place < len(symbols)]
+        for b in going:
+            reducers[b].ahead = spelled[b][place + 1 :]
         steps = [reducers[b].advance(spelled[b][place]) for b in going]
         reader.run(steps, [reducers[b] for b in going])
     for reducer in reducers:
@@ -331,8 +367,7 @@ def _checked_members(
             raise InferKitError(
                 f"Member {number} is {type(member).__name__}; expected (model, tokenizer)."
             )
-        check_model(member[0], number)
-        check_evaluating(member[0], number)
+        check_model(member[0], number, "Member")
     models, tokenizers = zip(*members, strict=True)
     return list(models), list(tokenizers)
 
@@ -360,6 +395,30 @@ def _prompts(prompt: Any) -> tuple[list[Any], bool]:
     ], single
 
 
+def _texts(text: Any) -> list[str]:
+    texts = [text] if isinstance(text, str) else text
+    if not isinstance(texts, Sequence) or not texts:
+        raise InferKitError(f"Expected a text or a list of texts to score, got {text!r}.")
+    for number, piece in enumerate(texts):
+        if not isinstance(piece, str) or not piece:
+            raise InferKitError(f"Text {number} to score is {piece!r}; expected some text.")
+    return list(texts)
+
+
+def _check_lengths(
+    member: int, model: PreTrainedModel, vocabulary: Vocabulary, prompts: Sequence[Conditioning]
+) -> None:
+    """Raise for prompts that are longer than the model takes."""
+    limit = context_length(model)
+    for number, prompt in enumerate(prompts):
+        length = len(prompt.ids) + len(prompt.forced)
+        if limit is not None and length > limit:
+            raise PromptTooLong(
+                f"Prompt {number} is {length:,} tokens to member {member} ({vocabulary.name}), "
+                f"which takes {limit:,}."
+            )
+
+
 def _prompts_for(texts: Sequence[str], prompt: Any) -> list[Any]:
     if prompt is None:
         return [None] * len(texts)
@@ -369,18 +428,3 @@ def _prompts_for(texts: Sequence[str], prompt: Any) -> list[Any]:
     if len(prompts) != len(texts):
         raise InferKitError(f"Got {len(prompts)} prompts for {len(texts)} texts.")
     return prompts
-
-
-def _without_stops(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
-    """The keywords without stop strings, and these as bytes."""
-    rest = dict(kwargs)
-    given = rest.pop("stop_strings", None)
-    config = rest.get("generation_config")
-    if config is not None and config.stop_strings is not None:
-        given = config.stop_strings if given is None else given
-        rest["generation_config"] = copy.deepcopy(config)
-        rest["generation_config"].stop_strings = None
-    stops = [given] if isinstance(given, str) else list(given or ())
-    if not all(isinstance(stop, str) and stop for stop in stops):
-        raise UnsupportedArgument(f"stop_strings are texts that are not empty, got {given!r}.")
-    return rest, [stop.encode() for stop in stops]

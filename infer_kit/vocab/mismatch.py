@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer_kit.errors import InferKitError
+from infer_kit.vocab.plain_texts import PLAIN_TEXTS
 from infer_kit.vocab.submap import Method, SubwordMap, common_vocabulary
 from infer_kit.vocab.vocabulary import Vocabulary, as_vocabulary
 
@@ -57,8 +58,8 @@ def mismatch_report(
     first: Any,
     second: Any,
     symbols: Literal["bytes"] | Sequence[bytes] | None = None,
-    texts: Sequence[str] = (),
-    method: Method = "bpe",
+    texts: Sequence[str] | None = None,
+    method: Method | None = None,
 ) -> Mismatch:
     r"""Compare the symbols of the two models for the same texts.
 
@@ -69,13 +70,15 @@ def mismatch_report(
     Args:
         first, second: vocabularies, or transformers tokenizers.
         symbols: default: their common vocabulary.
-        texts: to count on; the more alike what will be generated, the better.
+        texts: to count on, the more alike what will be generated the better. Default: a page of
+            English, code, German and Chinese.
         method: see `SubwordMap`.
 
     Raises:
         InferKitError: no text, or normalisers of the two that make different texts of one.
     """
     pair = as_vocabulary(first), as_vocabulary(second)
+    texts = list(PLAIN_TEXTS.values()) if texts is None else texts
     if not any(texts):
         raise InferKitError("A mismatch is counted on texts; none was given.")
     symbols = common_vocabulary(*pair) if symbols is None else symbols

@@ -101,6 +101,7 @@ def read_tiktoken(
         begin_ids=(),
         name=name,
         kind="byte_bpe",
+        special_names={id: special for special, id in specials.items()},
         encoder=_tokenizer(ranks, pairs, splitting),
     )
 
@@ -164,7 +165,8 @@ def _tokenizer(
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    core.normalizer = normalizers.NFC() if splitting.nfc else None
+    if splitting.nfc:
+        core.normalizer = normalizers.NFC()
     core.decoder = decoders.ByteLevel()
     return core
 

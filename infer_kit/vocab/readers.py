@@ -42,6 +42,7 @@ def read_hf(tokenizer: Any, model: Any, name: str) -> Vocabulary:
     tokens = [table.get(id) or None for id in range(size)]
     bos, eos = (getattr(wrapper, key, None) for key in ("bos_token_id", "eos_token_id"))
     ends = [*([] if eos is None else [eos]), *_chat_ends(wrapper, spec)]
+    names = {id: content for id, content in added.items() if id in silent}
     encoder, prefix = text_encoder(spec, {i for i, text in enumerate(tokens) if text is None})
     begin = _added_before(core if wrapper is None else wrapper)
     # Without a post-processor, a bos token still belongs before SentencePiece-like text:
@@ -62,6 +63,7 @@ def read_hf(tokenizer: Any, model: Any, name: str) -> Vocabulary:
         byte_ids={
             b: id for id, p in fallback if (b := byte_of_piece(p)) is not None and tokens[id]
         },
+        special_names=names,
         name=name,
     )
     if whole:

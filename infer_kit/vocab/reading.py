@@ -7,7 +7,7 @@ from infer_kit.vocab.reducer import Answer, CertifiedReducer, Request, Steps
 from infer_kit.vocab.reduction import Reduction
 
 PREFETCH = 0.02  # least share of a reducer's mass for which a completion is read ahead
-_MOST_AHEAD = 16  # completions that are read ahead for one reducer in one forward
+_MOST_AHEAD = 16  # completions that are read ahead in one forward
 _KEEP_EVERY = 8  # symbols between two clearings of the model's cache
 
 
@@ -84,13 +84,14 @@ class Reader:
     ) -> list[Answer]:
         missing = [request for request in requests if request not in self._ahead]
         if missing:
-            # A due forward takes along what will probably be asked for next.
+            # A due forward takes along what will probably be asked for next. With many texts one
+            # is due at nearly every symbol anyway, and reading ahead spares none.
             wanted = dict.fromkeys(missing)
             if self._prefetch is not None:
-                for reducer in reducers:
-                    for request in reducer.likely(self._prefetch, _MOST_AHEAD):
-                        if request not in self._ahead:
-                            wanted[request] = None
+                likely = [entry for r in reducers for entry in r.likely(self._prefetch)]
+                likely.sort(key=lambda entry: -entry[0])
+                ahead = [request for _, request in likely if request not in self._ahead]
+                wanted |= dict.fromkeys(ahead[: _MOST_AHEAD // len(reducers)])
             nodes, logits = self._lm.extend(list(wanted))
             rows = self.reduction.rows(logits)
             self._ahead.update(zip(wanted, zip(nodes, rows, strict=True), strict=True))

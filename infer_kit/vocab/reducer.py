@@ -16,6 +16,12 @@ Request = tuple[int, int]  # a node of the model's forest, and the token to read
 Answer = tuple[int, Row]  # the new node and its law
 Steps = Generator[list[Request], list[Answer], None]
 
+_HINTS = {
+    "late": "Its tokenizer does not cut text so. Over bytes any text of its characters can be "
+    'written; over other alphabets mode="early" offers no such symbol; mode="full" admits all.',
+    "early": 'Its tokenizer does not cut text so; mode="full" admits every spelling.',
+}
+
 
 class ZeroProbability(InferKitError):
     """The text so far cannot be written by the model's tokenizer."""
@@ -49,6 +55,15 @@ class Hypothesis:
             return self.row.masses
         assert self.inner is not None
         return self.inner
+
+    def masses_at(self, trie: DfsTrie, place: int) -> Float:
+        """[range of `place`] the same for a node below the hypothesis's own."""
+        low, high = trie.span(place)
+        if self.row is not None:
+            return self.row.part(low, high)
+        assert self.inner is not None
+        base = trie.span(self.place)[0]
+        return self.inner[low - base : high - base]
 
 
 @dataclass(slots=True)
@@ -125,14 +140,14 @@ class CertifiedReducer:
         self.eps = eps
         self.stats = Stats()
         self.log_scale = 0.0
-        self._given = 0.0  # how much more the mass of what is given may be, in nats
+        self.given = 0.0  # how much more the mass of what is given may be, in nats
         self.text = b""
         self._live: list[Hypothesis] = []
         self._unread: list[Unread] = []
         self._window, _ = reduction.canonicality.open()
         self._forgotten = 0.0  # mass dropped in mode "full", which nothing brings back
         self._next: Float | None = None
-        self._moves: dict[int, _Moved] = {}
+        self.ahead: Sequence[int] = ()  # the symbols that will come next, where they are known
 
     def open(self, answer: Answer, before: Sequence[int] = ()) -> None:
         """Begin after a prompt that the model has read.
@@ -149,7 +164,7 @@ class CertifiedReducer:
     def condition(self) -> None:
         """From now on `logprob` is given the symbols so far."""
         self.log_scale = 0.0
-        self._given = math.log1p(self.ledger)
+        self.given = math.log1p(self.ledger)
 
     def fork(self) -> "CertifiedReducer":
         """An independent copy that shares the model's nodes."""
@@ -158,7 +173,7 @@ class CertifiedReducer:
         twin.log_scale, twin.text, twin._window = self.log_scale, self.text, self._window
         twin._live = [replace(hypothesis) for hypothesis in self._live]
         twin._unread = [replace(entry) for entry in self._unread]
-        twin._forgotten, twin._given = self._forgotten, self._given
+        twin._forgotten, twin.given = self._forgotten, self.given
         return twin
 
     # What is known ----------------------------------------------------------------------------
@@ -176,13 +191,13 @@ class CertifiedReducer:
 
     def logprob(self) -> tuple[float, float]:
         """Bounds on the log-probability of the symbols so far, in nats."""
-        return self.log_scale - self._given, self.log_scale + math.log1p(self.ledger)
+        return self.log_scale - self.given, self.log_scale + math.log1p(self.ledger)
 
     def logprob_end(self) -> tuple[float, float]:
         """Bounds on the log-probability of the symbols so far and END."""
         ends = math.fsum(h.weight * h.row.end for h in self._live if h.row is not None)
         log = [math.log(mass) if mass > 0 else -math.inf for mass in (ends, ends + self.ledger)]
-        return self.log_scale - self._given + log[0], self.log_scale + log[1]
+        return self.log_scale - self.given + log[0], self.log_scale + log[1]
 
     def next(self) -> Float:
         """[symbols + 1] law of the next symbol, END last; float64, sums to 1."""
@@ -194,8 +209,6 @@ class CertifiedReducer:
                 law[trie.child_symbols(h.place)] += h.weight * masses
                 if h.row is not None:
                     law[-1] += h.weight * h.row.end
-            if self.reduction.mode != "full":
-                law[~self.reduction.may_write(open_tail(self.text))] = 0.0
             self._next = law / law.sum()
         return self._next
 
@@ -204,26 +217,61 @@ class CertifiedReducer:
         yield from (h.node for h in self._live)
         yield from (entry.node for entry in self._unread)
 
-    def likely(self, share: float, most: int) -> list[Request]:
-        """Completions of the tokens in progress that have at least this share of the mass."""
+    def likely(self, share: float) -> list[tuple[float, Request]]:
+        """What will probably have to be read next, with its share of the mass.
+
+        Completions of the tokens in progress that have at least `share` of the mass; or, where
+        the symbols that come are known (`ahead`), the completions along them that will not be left
+        out, whatever `share`.
+        """
+        return self._completions_ahead() if self.ahead else self._completions(share)
+
+    def _completions(self, share: float) -> list[tuple[float, Request]]:
         trie, tokens = self.reduction.trie, self.reduction.tokens
         found: list[tuple[float, Request]] = []
         for h in self._live:
-            if h.row is not None or h.mass < share:
+            if h.mass < share:
                 continue
-            low = trie.span(h.place)[0]
-            ending = trie.ending(h.place)
-            for at in np.flatnonzero(h.masses[ending:] * h.weight >= share) + ending:
-                found.append((h.weight * float(h.masses[at]), (h.node, int(tokens[low + at]))))
-        found.sort(key=lambda entry: -entry[0])
-        return [request for _, request in found[:most]]
+            low, ending = trie.span(h.place)[0], trie.ending(h.place)
+            masses = h.masses
+            for at in np.flatnonzero(masses[ending:] * h.weight >= share) + ending:
+                found.append((h.weight * float(masses[at]), (h.node, int(tokens[low + at]))))
+        return found
+
+    def _completions_ahead(self) -> list[tuple[float, Request]]:
+        trie, tokens = self.reduction.trie, self.reduction.tokens
+        found: list[tuple[float, Request]] = []
+        paths = [(h, h.place) for h in self._live]
+        for symbol in self.ahead:
+            paths = [
+                (h, place) for h, node in paths if (place := trie.child(node, symbol)) is not None
+            ]
+            if not paths:
+                break
+            ended: list[tuple[float, Request]] = []
+            total = 0.0
+            for h, place in paths:
+                masses = h.masses_at(trie, place)
+                low = trie.span(place)[0]
+                total += h.weight * float(masses.sum())
+                for at in range(trie.ending(place)):
+                    ended.append((h.weight * float(masses[at]), (h.node, int(tokens[low + at]))))
+            if total > 0:
+                found += [(m / total, r) for m, r in ended if m > self.eps / 2 * total]
+        return found
 
     # Steps ------------------------------------------------------------------------------------
 
+    @property
+    def character(self) -> bytes:
+        """The bytes of an incomplete last character."""
+        return open_tail(self.text)
+
     def may_follow(self, symbol: int) -> bool:
-        """Whether the text can go on with the symbol at all."""
-        moved = self._moved_by(symbol)
-        return bool(moved.unread) or any(h.mass > 0 for h in moved.live)
+        """Whether something unread can go on with a symbol; END comes after the last symbol."""
+        if symbol == len(self.reduction.symbols):
+            return any(place == DfsTrie.ROOT for e in self._unread for _, place in e.states)
+        return bool(self._move(_Moved(self._window, [], self._unread), symbol).unread)
 
     def advance(self, symbol: int) -> Steps:
         """Go on by one symbol: yields what the model must read, is sent the answers.
@@ -231,7 +279,7 @@ class CertifiedReducer:
         Raises:
             ZeroProbability: no tokens of the model spell the text so.
         """
-        moved = self._moved_by(symbol)
+        moved = self._move(_Moved(self._window, self._live, self._unread), symbol)
         text = self.text + self.reduction.symbols[symbol]
         self.text = text if len(text) < 4096 else text[-2048:]
         retained = math.fsum(h.mass for h in moved.live)
@@ -241,13 +289,10 @@ class CertifiedReducer:
                 f"The model cannot write {self.reduction.symbols[symbol]!r} after "
                 f"{self.text[: -len(self.reduction.symbols[symbol])][-40:]!r} "
                 f"(symbol {self.stats.symbols} of the text).",
-                hint=None
-                if self.reduction.mode == "full"
-                else 'mode="full" admits every spelling of a text, canonical or not.',
+                hint=_HINTS.get(self.reduction.mode),
             )
         self._live, self._unread, self._window = moved.live, moved.unread, moved.window
         self._next = None
-        self._moves = {}
         self.stats.symbols += 1
         self.stats.leak += moved.lost / (moved.lost + retained + unread)
         yield from self._read_unread()
@@ -309,12 +354,6 @@ class CertifiedReducer:
         self._forgotten /= retained
         self.log_scale += math.log(retained)
 
-    def _moved_by(self, symbol: int) -> _Moved:
-        if symbol not in self._moves:
-            now = _Moved(self._window, self._live, self._unread)
-            self._moves[symbol] = self._move(now, symbol)
-        return self._moves[symbol]
-
     def _move(self, now: _Moved, symbol: int) -> _Moved:
         """All hypotheses and ledger entries one symbol further. Reads nothing."""
         trie, follow = self.reduction.trie, self.reduction.canonicality.follow
@@ -326,10 +365,8 @@ class CertifiedReducer:
             place = trie.child(h.place, symbol)
             if place is None:
                 continue
-            low, high = trie.span(place)
-            base = trie.span(h.place)[0]
-            masses = h.masses[low - base : high - base]
-            ending = trie.ending(place)
+            masses = h.masses_at(trie, place)
+            low, ending = trie.span(place)[0], trie.ending(place)
             for at in range(ending):
                 mass = h.weight * float(masses[at])
                 token = int(self.reduction.tokens[low + at])
@@ -341,8 +378,6 @@ class CertifiedReducer:
                     unread.append(Unread(mass, h.node, token, window, since, state))
             inner = h.weight * float(masses[ending:].sum())
             if inner > 0:
-                if h.row is not None:
-                    masses = masses.copy()  # let go of the law over the whole vocabulary
                 live.append(Hypothesis(h.node, h.weight, h.since, place, masses, None, inner))
         for entry in now.unread:
             states = self._states(entry.states, window, symbol)

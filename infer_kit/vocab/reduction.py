@@ -71,8 +71,8 @@ class Reduction:
             self.map.flat, np.append(self.map.offsets[text_ids], len(self.map.flat))
         )
         self.tokens: NDArray[np.int64] = text_ids[self.trie.order]  # in the trie's order
-        ends = np.asarray(vocabulary.end_ids, np.int64)
-        self._columns = np.concatenate([self.tokens, ends])
+        self.ends = np.asarray(vocabulary.end_ids, np.int64)
+        self.banned = np.asarray(vocabulary.banned_ids)
         self._successors: dict[tuple[bytes, Tokens], NDArray[np.bool_]] = {}
         self._writable: dict[bytes, NDArray[np.bool_]] = {}
         self.canonicality: Canonicality = (
@@ -88,7 +88,7 @@ class Reduction:
             )
         for warper in self._warpers:
             logits = warper(torch.empty(len(logits), 0, dtype=torch.long), logits)
-        host = logits.detach().cpu().numpy()
+        host = logits.detach().cpu().numpy()[:, : len(self.vocabulary.tokens)]
         return [Row(self, row) for row in host]
 
     def successors(self, window: Window, since: Tokens) -> NDArray[np.bool_]:
@@ -121,41 +121,45 @@ class Reduction:
 
 
 class Row:
-    """The law of the next token after one sequence, in the trie's order, made when needed."""
+    """The law of the next token after one sequence, made when needed; float64."""
 
     __slots__ = ("_law", "_logits", "_reduction")
 
     def __init__(self, reduction: Reduction, logits: NDArray[np.floating]) -> None:
         self._reduction = reduction
         self._logits = logits
-        self._law: tuple[Float, float] | None = None
+        self._law: Float | None = None
 
-    def restricted(self, allowed: NDArray[np.bool_]) -> "Row":
-        """The law given that the next token is an allowed one [tokens with text] or END."""
-        masses, end = self._made()
-        kept = masses * allowed
-        total = kept.sum() + end
-        twin = Row(self._reduction, self._logits)
-        if total > 0:
-            twin._law = kept / total, end / float(total)
-        return twin
+    def part(self, low: int, high: int) -> Float:
+        """[high - low] masses of tokens with text, by their places in the trie's order."""
+        return self._made()[self._reduction.tokens[low:high]]
 
     @property
     def masses(self) -> Float:
-        """[tokens with text] float64, summing to 1 with `end`."""
-        return self._made()[0]
+        """[tokens with text] in the trie's order, summing to 1 with `end`."""
+        return self._made()[self._reduction.tokens]
 
     @property
     def end(self) -> float:
         """Mass of all stop ids together."""
-        return self._made()[1]
+        return float(self._made()[self._reduction.ends].sum())
 
-    def _made(self) -> tuple[Float, float]:
+    def restricted(self, allowed: NDArray[np.bool_]) -> "Row":
+        """The law given that the next token is an allowed one [tokens with text] or END."""
+        twin = Row(self._reduction, self._logits)
+        law = self._made().copy()
+        law[self._reduction.tokens] *= allowed
+        total = law.sum()
+        twin._law = law / total if total > 0 else law
+        return twin
+
+    def _made(self) -> Float:
+        """[V] by token id."""
         if self._law is None:
-            chosen = self._logits[self._reduction._columns].astype(np.float64)
-            chosen -= chosen.max()
-            np.exp(chosen, out=chosen)
-            chosen /= chosen.sum()
-            text = len(self._reduction.tokens)
-            self._law = chosen[:text], float(chosen[text:].sum())
+            law = self._logits.astype(np.float64)
+            law[self._reduction.banned] = -np.inf
+            law -= law.max()
+            np.exp(law, out=law)
+            law /= law.sum()
+            self._law = law
         return self._law

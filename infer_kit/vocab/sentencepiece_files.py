@@ -49,6 +49,11 @@ def read_sentencepiece(path: str | Path, model: Any, name: str) -> Vocabulary:
         kind=_MODELS[file.model_type],
         encoder=_tokenizer(file),
         prefix=b" " if file.dummy_prefix else b"",
+        special_names={
+            id: piece
+            for id, (piece, _, kind) in enumerate(file.pieces)
+            if kind in (UNKNOWN, CONTROL)
+        },
         byte_ids={
             byte: id
             for id, (piece, _, kind) in enumerate(file.pieces)

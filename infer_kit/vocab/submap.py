@@ -43,7 +43,8 @@ class SubwordMap:
         symbols: S, "bytes" or distinct byte strings.
         method: for the other tokens, "bpe": the vocabulary's merges whose parts and whole are
             symbols; "greedy": the longest symbol that fits, from the left; "shortest": the fewest
-            symbols, the longer first. The last two depend on the spelling alone.
+            symbols, the longer first. The last two depend on the spelling alone. None: "bpe" where
+            the vocabulary has merges, else "greedy".
 
     Attributes:
         symbols: [|S|] their spelling.
@@ -62,7 +63,7 @@ class SubwordMap:
         self,
         vocabulary: Vocabulary,
         symbols: Literal["bytes"] | Sequence[bytes] = "bytes",
-        method: Method = "bpe",
+        method: Method | None = None,
     ) -> None:
         self._prepare(vocabulary, symbols)
         if self.is_bytes:
@@ -70,6 +71,8 @@ class SubwordMap:
             self.flat = np.frombuffer(b"".join(texts), np.uint8).astype(np.int32)
             self.offsets = _offsets([len(text) for text in texts])
             return
+        if method is None:
+            method = "bpe" if len(vocabulary.merges) else "greedy"
         cut = _cutter(vocabulary, self.index, method)
         phi: list[tuple[int, ...]] = []
         for id, text in enumerate(vocabulary.tokens):

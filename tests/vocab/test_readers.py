@@ -144,6 +144,13 @@ def test_a_byte_level_prefix_space_is_taken_out_of_the_encoder() -> None:
     assert vocabulary.spell(vocabulary.encoder.encode("the sea").ids) == b"the sea"  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("kind", ["signed_bpe", "unigram"])
+def test_a_dummy_prefix_is_taken_out_of_the_encoder(kind: str) -> None:
+    vocabulary = Vocabulary.from_hf(trained.LOSSLESS[kind]())
+    assert vocabulary.encoder is not None and vocabulary.prefix == b" "
+    assert vocabulary.spell(vocabulary.encoder.encode("the sea").ids) == b"the sea"
+
+
 def test_sentencepiece_without_dummy_prefix_has_none() -> None:
     core = changed(trained.signed_bpe(), normalizer=normalizers.Replace(" ", "▁"))
     vocabulary = Vocabulary.from_hf(core)

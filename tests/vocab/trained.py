@@ -91,8 +91,8 @@ def signed_bpe() -> Tokenizer:
     core.train_from_iterator(_lines(), trainer)
     spec = json.loads(core.to_str())
     spec["added_tokens"] = spec["added_tokens"][: len(SPECIAL)]  # bytes are pieces
+    spec["pre_tokenizer"] = None
     core = Tokenizer.from_str(json.dumps(spec))
-    core.pre_tokenizer = None
     core.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )

@@ -1,0 +1,57 @@
+"""Keywords of `Ensemble.generate`, made those of `GenerationMixin.generate` over an alphabet."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from infer_kit.engine.cache_name import CACHE_NAMES
+from infer_kit.errors import UnsupportedArgument
+
+DEFAULT_NEW = 256  # symbols
+
+_REFUSED = {
+    **dict.fromkeys(
+        ("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", *CACHE_NAMES),
+        "the prompt, a text or a chat, is the first argument",
+    ),
+    **dict.fromkeys(
+        ("max_length", "min_length"),
+        "it counts the prompt's tokens, of which every member has others; give max_new_tokens or "
+        "min_new_tokens",
+    ),
+}
+
+
+def alphabet_keywords(
+    kwargs: Mapping[str, Any], end: int | None
+) -> tuple[dict[str, Any], list[bytes]]:
+    """The keywords without stop strings, and these as bytes.
+
+    Args:
+        kwargs: of `Ensemble.generate`.
+        end: the alphabet's END, where its ids are not a tokenizer's. Ids in a `generation_config`,
+            which most often is a model's own, then mean nothing and are left out; `eos_token_id`
+            as a keyword is taken for symbols at which to end as well.
+
+    Raises:
+        UnsupportedArgument: a keyword that cannot work with several tokenizers.
+    """
+    for name, reason in _REFUSED.items():
+        if kwargs.get(name) is not None:
+            raise UnsupportedArgument(f"{name} cannot work here: {reason}.")
+    rest = dict(kwargs)
+    given = rest.pop("stop_strings", None)
+    config = rest.get("generation_config")
+    if config is not None:
+        config = rest["generation_config"] = copy.deepcopy(config)
+        given = config.stop_strings if given is None else given
+        config.stop_strings = config.max_length = None
+        if end is not None:
+            config.eos_token_id = config.pad_token_id = config.bos_token_id = None
+    if end is not None and rest.get("eos_token_id") is not None:
+        more = rest["eos_token_id"]
+        rest["eos_token_id"] = [end, *(more if isinstance(more, Sequence) else [more])]
+    stops = [given] if isinstance(given, str) else [] if given is None else given
+    if not isinstance(stops, Sequence) or not all(isinstance(s, str) and s for s in stops):
+        raise UnsupportedArgument(f"stop_strings are texts that are not empty, got {given!r}.")
+    return rest, [stop.encode() for stop in stops]

@@ -1,0 +1,248 @@
+"""The reducer's laws against sums over all token sequences, in float64."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, TopKLogitsWarper
+
+from infer_kit.vocab.conditioning import condition_on_ids
+from infer_kit.vocab.reducer import CertifiedReducer, ZeroProbability
+from infer_kit.vocab.reduction import Reduction
+from infer_kit.vocab.submap import SubwordMap, common_vocabulary
+from infer_kit.vocab.vocabulary import Vocabulary
+from tests.vocab import kinds, reference, trained
+from tests.vocab.reference import (
+    SlowCanonical,
+    SlowReducer,
+    Symbols,
+    TokenLaw,
+    UncachedLM,
+    cover_sums,
+    hashed,
+    opened,
+    reached,
+    read,
+    total_variation,
+)
+
+PROMPT = (0,)  # END, which any model has
+LONGEST = 4  # symbols of the strings that are enumerated
+ALPHABETS = ("bytes", "subset", "random_phi", "duplicates", "all_tokens", "common")
+LANGUAGE_MODELS = {
+    "hashed": lambda size, seed: hashed(size, seed),
+    "llama": lambda size, seed: reference.tiny_llama(size),
+    "gpt2": lambda size, seed: reference.tiny_gpt2(size),
+}
+
+
+# Small vocabularies ----------------------------------------------------------------------------
+
+
+def small_vocabulary(draw: random.Random, duplicates: bool) -> Vocabulary:
+    """Letters a, b, c and some longer tokens over them; END, and a token that is banned."""
+    letters = [b"a", b"b", b"c"]
+    longer: set[bytes] = set()
+    while len(longer) < draw.randint(3, 5):
+        longer.add(b"".join(draw.choice(letters) for _ in range(draw.randint(2, 4))))
+    texts: list[bytes | None] = [*letters, *sorted(longer)]
+    if duplicates:
+        texts += draw.sample(texts, 2)
+    draw.shuffle(texts)
+    return Vocabulary(tokens=(None, *texts, None), end_ids=(0,), kind="words")
+
+
+@cache
+def small_bpe(seed: int) -> Vocabulary:
+    draw = random.Random(seed)
+    text = "".join(draw.choice(("a", "b", "c", "ab", "bca", "cc")) for _ in range(400))
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=7 + seed % 3, special_tokens=["<s>"], show_progress=False
+    )
+    core.train_from_iterator([text[i : i + 10] for i in range(0, 400, 10)], trainer)
+    return Vocabulary.from_hf(trained.wrapped(core, eos_token="<s>", bos_token="<s>"))
+
+
+def random_phi(draw: random.Random, text: bytes, index: dict[bytes, int]) -> Symbols:
+    """Any cut of a text into symbols."""
+    if not text:
+        return ()
+    ends = [end for end in range(1, len(text) + 1) if text[:end] in index]
+    end = draw.choice(ends)
+    return (index[text[:end]], *random_phi(draw, text[end:], index))
+
+
+@dataclass
+class Case:
+    vocabulary: Vocabulary
+    map: SubwordMap
+    lm: UncachedLM
+
+    @property
+    def phi(self) -> dict[int, Symbols]:
+        return {id: self.map.phi(id) for id in self.vocabulary.text_ids.tolist()}
+
+    @property
+    def used(self) -> list[int]:
+        return sorted({symbol for symbols in self.phi.values() for symbol in symbols})
+
+    @property
+    def law(self) -> TokenLaw:
+        return TokenLaw(self.lm, self.vocabulary, PROMPT)
+
+    def opened(self, eps: float = 0.0) -> tuple[CertifiedReducer, reference.Reader]:
+        return opened(Reduction(self.vocabulary, self.map, "full"), self.lm, PROMPT, eps)
+
+
+@cache
+def case(alphabet: str, lm: str, seed: int) -> Case:
+    draw = random.Random(f"{alphabet}{seed}")
+    if alphabet == "common":
+        vocabulary = small_bpe(seed)
+        symbols = common_vocabulary(vocabulary, small_bpe(seed + 1))
+        mapped = SubwordMap(vocabulary, symbols, ("bpe", "greedy", "shortest")[seed % 3])
+    else:
+        vocabulary = small_vocabulary(draw, alphabet == "duplicates" or seed % 2 == 1)
+        texts = sorted({text for text in vocabulary.tokens if text is not None})
+        if alphabet in ("bytes", "duplicates"):
+            mapped = SubwordMap(vocabulary, "bytes")
+        elif alphabet == "all_tokens":
+            mapped = SubwordMap(vocabulary, texts, "greedy")
+        else:
+            longer = [text for text in texts if len(text) > 1]
+            symbols = [b"a", b"b", b"c", *draw.sample(longer, 2)]
+            if alphabet == "subset":
+                mapped = SubwordMap(vocabulary, symbols, ("greedy", "shortest")[seed % 2])
+            else:
+                index = {symbol: place for place, symbol in enumerate(symbols)}
+                phi = [random_phi(draw, text or b"", index) for text in vocabulary.tokens]
+                mapped = SubwordMap.from_phi(vocabulary, symbols, phi)
+    return Case(vocabulary, mapped, LANGUAGE_MODELS[lm](vocabulary.size, seed))
+
+
+SEEDS = {"hashed": 8, "llama": 2, "gpt2": 2}
+CASES = [
+    (alphabet, lm, seed) for alphabet in ALPHABETS for lm, n in SEEDS.items() for seed in range(n)
+]
+parametrized = pytest.mark.parametrize(("alphabet", "lm", "seed"), CASES)
+
+
+# Mode "full" by enumeration ----------------------------------------------------------------------
+
+
+def test_there_are_enough_configurations() -> None:
+    assert len(CASES) >= 60
+
+
+@parametrized
+def test_probabilities_are_sums_over_the_relative_cover(alphabet: str, lm: str, seed: int) -> None:
+    this = case(alphabet, lm, seed)
+    begins, ends = cover_sums(this.law, this.phi, LONGEST)
+    reducer, reader = this.opened()
+    seen = set()
+    for y, here in reached(reducer, reader, this.used, LONGEST):
+        seen.add(y)
+        assert math.exp(here.logprob()[0]) == pytest.approx(begins[y], rel=1e-10)
+        assert here.logprob()[0] == here.logprob()[1]
+        if y in ends:
+            assert math.exp(here.logprob_end()[0]) == pytest.approx(ends[y], rel=1e-10)
+        else:
+            assert here.logprob_end()[0] == -math.inf
+    assert seen == set(begins)
+
+
+@parametrized
+def test_texts_keep_their_probability(alphabet: str, lm: str, seed: int) -> None:
+    this = case(alphabet, lm, seed)
+    letters = {id: tuple(this.vocabulary.spell([id])) for id in this.phi}
+    _, by_tokens = cover_sums(this.law, letters, LONGEST)
+    by_symbols: dict[Symbols, float] = {}
+    reducer, reader = this.opened()
+    for y, here in reached(reducer, reader, this.used, LONGEST):
+        text = tuple(this.map.spell(y))
+        if len(text) <= LONGEST:
+            by_symbols[text] = by_symbols.get(text, 0.0) + math.exp(here.logprob_end()[0])
+    for text, mass in by_tokens.items():
+        assert by_symbols[text] == pytest.approx(mass, rel=1e-10)
+    assert math.fsum(by_symbols.values()) == pytest.approx(math.fsum(by_tokens.values()), rel=1e-10)
+
+
+@parametrized
+def test_next_sums_to_one_and_goes_on_from_the_text(alphabet: str, lm: str, seed: int) -> None:
+    this = case(alphabet, lm, seed)
+    reducer, reader = this.opened()
+    masses: dict[Symbols, float] = {}
+    laws = {}
+    for y, here in reached(reducer, reader, this.used, LONGEST):
+        masses[y] = math.exp(here.logprob()[0])
+        laws[y] = here.next()
+        assert abs(laws[y].sum() - 1) < 1e-12
+        masses[(*y, -1)] = math.exp(here.logprob_end()[0])
+    for y, law in laws.items():
+        if len(y) < LONGEST:
+            onward = [masses.get((*y, s), 0.0) for s in (*this.used, -1)]
+            assert math.fsum(onward) == pytest.approx(masses[y], rel=1e-12)
+            np.testing.assert_allclose(law[[*this.used, -1]] * masses[y], onward, rtol=1e-11)
+
+
+@parametrized
+def test_dropped_fractions_bound_the_law_of_whole_strings(
+    alphabet: str, lm: str, seed: int
+) -> None:
+    """Half the L1 distance of the laws of n symbols is at most E_pruned[sum of fractions]."""
+    this = case(alphabet, lm, seed)
+    begins, ends = cover_sums(this.law, this.phi, LONGEST)
+    for eps in (1e-3, 0.05, 0.3):
+        reducer, reader = this.opened(eps)
+        exact, pruned, bound = [], [], 0.0
+        likelihoods: dict[Symbols, float] = {(): 1.0}
+        for y, here in reached(reducer, reader, this.used, LONGEST):
+            mass, law = likelihoods[y], here.next()
+            if len(y) == LONGEST:
+                exact.append(begins[y])
+                pruned.append(mass)
+                continue
+            for symbol in this.used:
+                likelihoods[(*y, symbol)] = mass * law[symbol]
+            exact.append(ends.get(y, 0.0))
+            pruned.append(mass * law[-1])
+            # Nothing after the last symbol matters.
+            if len(y) == LONGEST - 1 or law[-1] > 0:
+                last = mass * (1.0 if len(y) == LONGEST - 1 else law[-1])
+                bound += last * here.stats.dropped
+        missed = 1.0 - math.fsum(exact)  # strings that the pruned law gives nothing
+        distance = 0.5 * (np.abs(np.subtract(exact, pruned)).sum() + missed)
+        assert sum(pruned) == pytest.approx(1.0, abs=1e-12)
+        assert distance <= bound + 1e-12
+        assert distance > 0 or bound == 0
+
+
+def test_pruned_laws_are_within_their_bound_in_mode_full() -> None:
+    states, closest = 0, 0.0
+    for alphabet, lm, seed in CASES[:: 1 if LONGEST < 5 else 3]:
+        this = case(alphabet, lm, seed)
+        laws = {
+            y: (here.next(), here.logprob()[0])
+            for y, here in reached(*this.opened(), this.used, LONGEST)
+        }
+        for eps in (1e-6, 1e-3, 1e-2, 0.05, 0.2, 0.5):
+            for y, here in reached(*this.opened(eps), this.used, LONGEST):
+                law, logprob = laws[y]
+                states += 1
+                error = total_variation(law, here.next())
+                assert error <= here.tv_bound + 1e-12
+                closest = max(closest, error / here.tv_bound if here.tv_bound else 0.0)
+                low, high = here.logprob()
+                assert low - 1e-12 <= logprob <= high + 1e-12
+    print(f"{states} states, closest {closest}")
+    assert states > 50_000
+    assert closest > 0.5  # the bound is of the right size
