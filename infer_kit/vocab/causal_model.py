@@ -122,9 +122,11 @@ def position_limit(model: PreTrainedModel) -> tuple[int, str] | None:
     from before are wrong.
     """
     config = model.config.get_text_config(decoder=True)
-    size = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    if config.model_type == "mpt":  # a table of distances
+        return int(config.max_seq_len), f"it has {config.max_seq_len} positions"
+    size = getattr(config, "max_position_embeddings", None)
     tensors = chain(model.named_parameters(), model.named_buffers())
-    if config.model_type == "mpt" or any(_POSITION_TABLE.search(name) for name, _ in tensors):
+    if any(_POSITION_TABLE.search(name) for name, _ in tensors):
         return None if size is None else (int(size), f"it has {size} positions")
     rope = getattr(config, "rope_parameters", None) or {}
     for kind in [rope, *(value for value in rope.values() if isinstance(value, dict))]:

@@ -10,11 +10,10 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from infer_kit.chats import Chat, as_chats
-from infer_kit.engine.arguments import check_evaluating, check_model, context_length
+from infer_kit.engine.arguments import check_evaluating
 from infer_kit.engine.cache_name import CACHE
 from infer_kit.engine.call import resolve_call
-from infer_kit.errors import InferKitError, PromptTooLong
+from infer_kit.errors import InferKitError
 from infer_kit.vocab.alphabet import choose_alphabet
 from infer_kit.vocab.conditioning import (
     HEALED,
@@ -26,6 +25,15 @@ from infer_kit.vocab.conditioning import (
 )
 from infer_kit.vocab.keywords import alphabet_keywords
 from infer_kit.vocab.language_models import language_model
+from infer_kit.vocab.members import (
+    as_prompts,
+    as_texts,
+    check_lengths,
+    check_numbers,
+    check_warpers,
+    checked_members,
+    prompts_for,
+)
 from infer_kit.vocab.pooled_text import Pool, PooledText, advance_together
 from infer_kit.vocab.reading import PREFETCH, Reader
 from infer_kit.vocab.reducer import CertifiedReducer, check_eps
@@ -99,11 +107,12 @@ class Ensemble:
             InferKitError: a tokenizer that cannot be spelled as bytes, an alphabet that does not
                 fit, weights or eps out of range.
         """
-        models, tokenizers = _checked_members(members)
+        models, tokenizers = checked_members(members)
         if isinstance(pool, str) and pool not in ("mixture", "product"):
             raise InferKitError(f"Unknown pool {pool!r}: use 'mixture', 'product' or a function.")
         check_eps(eps)
-        _check_warpers(token_warpers)
+        check_numbers(healing, prefetch)
+        check_warpers(token_warpers)
         weighting = make_weighting(weights, len(models), pool, switching_rate)
         plain = weighting.rule is None and isinstance(pool, str)
         kept = [i for i, weight in enumerate(weighting.prior) if weight or not plain]
@@ -151,7 +160,7 @@ class Ensemble:
         Raises:
             InferKitError: before any forward pass, for what cannot work.
         """
-        prompts, single = _prompts(prompt)
+        prompts, single = as_prompts(prompt)
         if self._coupled is not None:
             return self._coupled.generate(prompts, single, generate_kwargs)
         tokenizer = self._lm.tokenizer
@@ -200,13 +209,14 @@ class Ensemble:
             `LogProb`, or a list of them.
         """
         single = isinstance(text, str)
-        texts = _texts(text)
-        prompts = _prompts_for(texts, prompt)
+        texts = as_texts(text)
+        prompts = prompts_for(texts, prompt)
         if self._coupled is not None:
             scores = self._coupled.logprob(texts, prompts, end)
             return scores[0] if single else scores
-        prompts, symbols = zip(*map(self._split, texts, prompts), strict=True)
-        states, readers = self._start(self._conditionings(prompts))
+        split = [self._split(piece, before) for piece, before in zip(texts, prompts, strict=True)]
+        symbols = [spelled for _, spelled in split]
+        states, readers = self._start(self._conditionings([before for before, _ in split]))
         for place in range(max(map(len, symbols))):
             going = [b for b, spelled in enumerate(symbols) if place < len(spelled)]
             for b in going:
@@ -216,6 +226,10 @@ class Ensemble:
             )
             for member, reader in enumerate(readers):
                 reader.forget(state.reducers[member] for state in states)
+        if end:
+            for member, reader in enumerate(readers):
+                reducers = [state.reducers[member] for state in states]
+                reader.run([reducer.read_ends() for reducer in reducers], reducers)
         leak = self._leak(states)
         calls = tuple(reader.calls for reader in readers)
         scores = []
@@ -228,7 +242,7 @@ class Ensemble:
         """[symbols + 1] pooled law of the next symbol after a prompt, END last."""
         if self._coupled is not None:
             raise InferKitError("law() is over an alphabet; give vocabulary='bytes'.")
-        prompts, single = _prompts(prompt)
+        prompts, single = as_prompts(prompt)
         if not single:
             raise InferKitError(f"law takes one prompt, got {len(prompts)}.")
         (text,), _ = self._start(self._conditionings(prompts))
@@ -262,7 +276,7 @@ class Ensemble:
         columns = list(zip(*conditionings, strict=True))
         for member, (model, column) in enumerate(zip(self.models, columns, strict=True)):
             check_evaluating(model, member, "Member")
-            _check_lengths(member, model, self.vocabularies[member], column)
+            check_lengths(member, model, self.vocabularies[member], column)
         readers = [
             Reader(reduction, language_model(model), self._prefetch)
             for model, reduction in zip(self.models, self._reductions, strict=True)
@@ -355,76 +369,3 @@ def _opened(
     for reducer in reducers:
         reducer.condition()
     return reducers
-
-
-def _checked_members(
-    members: Sequence[tuple[PreTrainedModel, Any]],
-) -> tuple[list[PreTrainedModel], list[Any]]:
-    if not isinstance(members, Sequence) or not members:
-        raise InferKitError("An ensemble needs (model, tokenizer) pairs, got none.")
-    for number, member in enumerate(members):
-        if not isinstance(member, Sequence) or len(member) != 2:
-            raise InferKitError(
-                f"Member {number} is {type(member).__name__}; expected (model, tokenizer)."
-            )
-        check_model(member[0], number, "Member")
-    models, tokenizers = zip(*members, strict=True)
-    return list(models), list(tokenizers)
-
-
-def _check_warpers(warpers: Sequence[LogitsProcessor]) -> None:
-    for warper in warpers:
-        if not isinstance(warper, LogitsProcessor) or not type(warper).__name__.endswith("Warper"):
-            raise InferKitError(
-                f"token_warpers has a {type(warper).__name__}; expected warpers of transformers, "
-                "which look at the scores alone (TemperatureLogitsWarper, TopPLogitsWarper, ...)."
-            )
-
-
-def _prompts(prompt: Any) -> tuple[list[Any], bool]:
-    """Texts and checked chats, and whether there was one, not a list."""
-    if isinstance(prompt, str):
-        return [prompt], True
-    if isinstance(prompt, Sequence) and prompt and all(isinstance(p, str) for p in prompt):
-        return list(prompt), False
-    chats, single = as_chats(prompt)
-    originals = [prompt] if single else prompt
-    return [
-        given if isinstance(given, str) else chat
-        for given, chat in zip(originals, chats, strict=True)
-    ], single
-
-
-def _texts(text: Any) -> list[str]:
-    texts = [text] if isinstance(text, str) else text
-    if not isinstance(texts, Sequence) or not texts:
-        raise InferKitError(f"Expected a text or a list of texts to score, got {text!r}.")
-    for number, piece in enumerate(texts):
-        if not isinstance(piece, str) or not piece:
-            raise InferKitError(f"Text {number} to score is {piece!r}; expected some text.")
-    return list(texts)
-
-
-def _check_lengths(
-    member: int, model: PreTrainedModel, vocabulary: Vocabulary, prompts: Sequence[Conditioning]
-) -> None:
-    """Raise for prompts that are longer than the model takes."""
-    limit = context_length(model)
-    for number, prompt in enumerate(prompts):
-        length = len(prompt.ids) + len(prompt.forced)
-        if limit is not None and length > limit:
-            raise PromptTooLong(
-                f"Prompt {number} is {length:,} tokens to member {member} ({vocabulary.name}), "
-                f"which takes {limit:,}."
-            )
-
-
-def _prompts_for(texts: Sequence[str], prompt: Any) -> list[Any]:
-    if prompt is None:
-        return [None] * len(texts)
-    prompts, single = _prompts(prompt)
-    if single:
-        return prompts * len(texts)
-    if len(prompts) != len(texts):
-        raise InferKitError(f"Got {len(prompts)} prompts for {len(texts)} texts.")
-    return prompts

@@ -198,10 +198,24 @@ def _hide(spec: Spec, silent: set[int]) -> None:
         unknown = model["vocab"].get(model.get("unk_token"))
         if unknown in silent:
             model["unk_token"] = names[unknown]
+        if model["type"] == "BPE":
+            _drop_merges(model, silent)
         model["vocab"] = {names.get(id, piece): id for piece, id in model["vocab"].items()}
     for token in spec["added_tokens"]:
         token["content"] = names.get(token["id"], token["content"])
         token["lstrip"] = token["rstrip"] = False
+
+
+def _drop_merges(model: Spec, silent: set[int]) -> None:
+    """Leave out the merges of ids without text, such as of an end token that is a word."""
+    hidden = {piece for piece, id in model["vocab"].items() if id in silent}
+    skip = len(model.get("continuing_subword_prefix") or "")
+    kept = []
+    for merge in model["merges"]:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        if hidden.isdisjoint((left, right, left + right[skip:])):
+            kept.append(merge)
+    model["merges"] = kept
 
 
 # What surrounds a text -----------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import numpy as np
 
@@ -88,6 +89,11 @@ class Unread:
     since: Tokens
     states: frozenset[tuple[Tokens, int]]
     symbols: tuple[int, ...] = ()
+
+    @property
+    def may_end(self) -> bool:
+        """Whether a token can have been completed with the last symbol."""
+        return any(place == DfsTrie.ROOT for _, place in self.states)
 
 
 @dataclass(slots=True)
@@ -196,7 +202,8 @@ class CertifiedReducer:
     def logprob_end(self) -> tuple[float, float]:
         """Bounds on the log-probability of the symbols so far and END."""
         ends = math.fsum(h.weight * h.row.end for h in self._live if h.row is not None)
-        log = [math.log(mass) if mass > 0 else -math.inf for mass in (ends, ends + self.ledger)]
+        most = ends + self._forgotten + math.fsum(e.mass for e in self._unread if e.may_end)
+        log = [math.log(mass) if mass > 0 else -math.inf for mass in (ends, most)]
         return self.log_scale - self.given + log[0], self.log_scale + log[1]
 
     def next(self) -> Float:
@@ -270,7 +277,7 @@ class CertifiedReducer:
     def may_follow(self, symbol: int) -> bool:
         """Whether something unread can go on with a symbol; END comes after the last symbol."""
         if symbol == len(self.reduction.symbols):
-            return any(place == DfsTrie.ROOT for e in self._unread for _, place in e.states)
+            return any(entry.may_end for entry in self._unread)
         return bool(self._move(_Moved(self._window, [], self._unread), symbol).unread)
 
     def advance(self, symbol: int) -> Steps:
@@ -299,22 +306,32 @@ class CertifiedReducer:
         self._rescale()
         self.stats.largest_ledger = max(self.stats.largest_ledger, len(self._unread))
 
+    def read_ends(self) -> Steps:
+        """Let the model read all that may end here, which `logprob_end` then knows."""
+        while ends := [entry for entry in self._unread if entry.may_end]:
+            yield from self._read(ends)
+        self._next = None
+        self._rescale()
+
     def _read_unread(self) -> Steps:
         """Let the model read what is too heavy to be left out."""
         while wanted := self._wanted():
-            chosen = {id(entry) for entry in wanted}
-            self._unread = [entry for entry in self._unread if id(entry) not in chosen]
-            answers = yield [(entry.node, entry.token) for entry in wanted]
-            self.stats.calls += 1
-            self.stats.rows += len(wanted)
-            for entry, answer in zip(wanted, answers, strict=True):
-                self._revive(entry, answer)
+            yield from self._read(wanted)
         if self.reduction.mode == "full" and self._unread:
             retained = math.fsum(h.mass for h in self._live)
             dropped = math.fsum(entry.mass for entry in self._unread)
             self.stats.dropped += dropped / (retained + dropped)
             self._forgotten += dropped
             self._unread = []
+
+    def _read(self, wanted: Sequence[Unread]) -> Steps:
+        chosen = {id(entry) for entry in wanted}
+        self._unread = [entry for entry in self._unread if id(entry) not in chosen]
+        answers = yield [(entry.node, entry.token) for entry in wanted]
+        self.stats.calls += 1
+        self.stats.rows += len(wanted)
+        for entry, answer in zip(wanted, answers, strict=True):
+            self._revive(entry, answer)
 
     def _wanted(self) -> list[Unread]:
         """The largest entries, so that the rest is within the bound."""
@@ -437,8 +454,8 @@ def _anchored(moved: _Moved) -> _Moved:
 
 
 def check_eps(eps: float) -> None:
-    if not 0 <= eps < 1:
+    if not (isinstance(eps, Real) and 0 <= eps < 1):
         raise InferKitError(
-            f"eps is {eps}; expected 0 <= eps < 1.",
+            f"eps is {eps!r}; expected 0 <= eps < 1.",
             hint="eps bounds the error of each next-symbol law; 0 is exact, 1e-3 is quick.",
         )

@@ -17,7 +17,7 @@ from infer_kit.vocab.canonical import (
     Window,
     canonicality_of,
 )
-from infer_kit.vocab.submap import Method, SubwordMap
+from infer_kit.vocab.submap import SubwordMap
 from infer_kit.vocab.trie import DfsTrie, Float
 from infer_kit.vocab.utf8 import is_beginning
 from infer_kit.vocab.vocabulary import Vocabulary
@@ -38,8 +38,6 @@ class Reduction:
             "early": $p(v|x')$ over the tokens that may follow $x'$, renormalised. Asks the
             tokenizer about every token at every new $x'$: for small vocabularies.
         warpers: of transformers, applied to the model's logits: part of its law.
-        method: how tokens that are no symbols are cut (`SubwordMap`); None: "bpe" where the
-            vocabulary has merges, else "greedy".
 
     The law is over tokens with text and END, which stands for all stop ids together. Other
     special tokens and padding rows are banned: $p$ is renormalised without them, a changed law.
@@ -51,7 +49,6 @@ class Reduction:
         symbols: "Sequence[bytes] | Literal['bytes'] | SubwordMap" = "bytes",
         mode: Mode = "late",
         warpers: Sequence[LogitsProcessor] = (),
-        method: Method | None = None,
     ) -> None:
         if mode not in MODES:
             raise InferKitError(f"mode is {mode!r}; expected one of {', '.join(MODES)}.")
@@ -59,10 +56,7 @@ class Reduction:
         self.mode = mode
         self._warpers = tuple(warpers)
         if not isinstance(symbols, SubwordMap):
-            if method is None:
-                has_merges = not isinstance(symbols, str) and len(vocabulary.merges)
-                method = "bpe" if has_merges else "greedy"
-            symbols = SubwordMap(vocabulary, symbols, method)
+            symbols = SubwordMap(vocabulary, symbols)
         self.map = symbols
         self.symbols = self.map.symbols
         text_ids = np.asarray(vocabulary.text_ids)

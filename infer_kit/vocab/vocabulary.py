@@ -107,7 +107,7 @@ class Vocabulary:
     def merges(self) -> NDArray[np.int32]:
         """[m, 3] BPE's merges in their order: ids of the left part, the right part, the whole.
 
-        Empty for other kinds. Merges of what has no text are left out.
+        Empty for other kinds.
         """
         model = self._model()
         if model.get("type") != "BPE":
@@ -119,9 +119,7 @@ class Vocabulary:
             [vocab[right] for _, right in pairs],
             [vocab[left + right[skip:]] for left, right in pairs],
         )
-        rows = np.array(parts, np.int32).T
-        silent = np.array([text is None for text in self.tokens])
-        return rows[~silent[rows].any(1)]
+        return np.array(parts, np.int32).T
 
     @cached_property
     def scores(self) -> NDArray[np.float64]:

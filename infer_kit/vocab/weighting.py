@@ -108,7 +108,13 @@ def make_weighting(
         return Weighting(equal, weights, switching_rate)
     if callable(weights):
         return Weighting(equal, weights)
-    given = tuple(float(weight) for weight in weights)
+    try:
+        given = tuple(float(weight) for weight in weights)
+    except (TypeError, ValueError):
+        raise InferKitError(
+            f"weights is {weights!r}; expected a number for each of {members} members, a function "
+            f"or one of {', '.join(RULES)}."
+        ) from None
     if len(given) != members or not all(np.isfinite(given)):
         raise InferKitError(f"Got weights {given} for {members} members.")
     if not any(given):

@@ -437,7 +437,8 @@ def test_rotary_positions_that_depend_on_the_length() -> None:
         forest.extend([(tips[0], 5)])
     factors = {"long_factor": [2.0] * 4, "short_factor": [1.0] * 4}
     rope = {"rope_type": "longrope", "original_max_position_embeddings": 16, **factors}
-    model = model_of("phi3", rope_parameters=rope | {"rope_theta": 10000.0})
+    rope |= {"rope_theta": 10000.0}
+    model = model_of("phi3", rope_parameters=rope, original_max_position_embeddings=16)
     assert position_limit(model) == (
         16,
         "beyond 16 it changes the keys of all tokens (longrope)",

@@ -101,6 +101,7 @@ def test_qwen_composes_characters_as_it_does() -> None:
 
 def test_an_encoding_object(small: dict[bytes, int]) -> None:
     pattern = r"\p{L}++|\p{N}{1,3}+|[^\p{L}\p{N}]++"  # possessive, as tiktoken writes them
+    small = small | {b"1234567": len(small)}
     encoding = SimpleNamespace(
         name="mine",
         _mergeable_ranks=small,

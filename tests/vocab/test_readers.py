@@ -126,6 +126,15 @@ def test_a_padding_token_that_is_a_letter_keeps_its_text() -> None:
     assert vocabulary.tokens[pad] == b"!" and pad in vocabulary.encode("a!")
 
 
+def test_an_end_token_that_merges_make_is_no_text() -> None:
+    vocab = {"a": 0, "b": 1, "ab": 2, "abb": 3}
+    core = Tokenizer(models.BPE(vocab, [("a", "b"), ("ab", "b")]))
+    vocabulary = Vocabulary.from_hf(PreTrainedTokenizerFast(tokenizer_object=core, eos_token="ab"))
+    assert vocabulary.tokens == (b"a", b"b", None, b"abb") and vocabulary.end_ids == (2,)
+    assert vocabulary.encode("abb") == [0, 1, 1]
+    assert vocabulary.merges.shape == (0, 3)
+
+
 # Normalisers and prefixes -----------------------------------------------------------------------
 
 

@@ -33,7 +33,8 @@ from tests.vocab.reference import (
 )
 
 PROMPT = (0,)  # END, which any model has
-LONGEST = 4  # symbols of the strings that are enumerated
+T4_SEEDS = 4
+MOST = 160  # strings that are enumerated
 ALPHABETS = ("bytes", "subset", "random_phi", "duplicates", "all_tokens", "common")
 LANGUAGE_MODELS = {
     "hashed": lambda size, seed: hashed(size, seed),
@@ -96,6 +97,11 @@ class Case:
         return sorted({symbol for symbols in self.phi.values() for symbol in symbols})
 
     @property
+    def longest(self) -> int:
+        """Symbols of the strings that are enumerated."""
+        return int(math.log(MOST, len(self.used)))
+
+    @property
     def law(self) -> TokenLaw:
         return TokenLaw(self.lm, self.vocabulary, PROMPT)
 
@@ -146,10 +152,10 @@ def test_there_are_enough_configurations() -> None:
 @parametrized
 def test_probabilities_are_sums_over_the_relative_cover(alphabet: str, lm: str, seed: int) -> None:
     this = case(alphabet, lm, seed)
-    begins, ends = cover_sums(this.law, this.phi, LONGEST)
+    begins, ends = cover_sums(this.law, this.phi, this.longest)
     reducer, reader = this.opened()
     seen = set()
-    for y, here in reached(reducer, reader, this.used, LONGEST):
+    for y, here in reached(reducer, reader, this.used, this.longest):
         seen.add(y)
         assert math.exp(here.logprob()[0]) == pytest.approx(begins[y], rel=1e-10)
         assert here.logprob()[0] == here.logprob()[1]
@@ -164,12 +170,12 @@ def test_probabilities_are_sums_over_the_relative_cover(alphabet: str, lm: str, 
 def test_texts_keep_their_probability(alphabet: str, lm: str, seed: int) -> None:
     this = case(alphabet, lm, seed)
     letters = {id: tuple(this.vocabulary.spell([id])) for id in this.phi}
-    _, by_tokens = cover_sums(this.law, letters, LONGEST)
+    _, by_tokens = cover_sums(this.law, letters, this.longest)
     by_symbols: dict[Symbols, float] = {}
     reducer, reader = this.opened()
-    for y, here in reached(reducer, reader, this.used, LONGEST):
+    for y, here in reached(reducer, reader, this.used, this.longest):
         text = tuple(this.map.spell(y))
-        if len(text) <= LONGEST:
+        if len(text) <= this.longest:
             by_symbols[text] = by_symbols.get(text, 0.0) + math.exp(here.logprob_end()[0])
     for text, mass in by_tokens.items():
         assert by_symbols[text] == pytest.approx(mass, rel=1e-10)
@@ -182,13 +188,13 @@ def test_next_sums_to_one_and_goes_on_from_the_text(alphabet: str, lm: str, seed
     reducer, reader = this.opened()
     masses: dict[Symbols, float] = {}
     laws = {}
-    for y, here in reached(reducer, reader, this.used, LONGEST):
+    for y, here in reached(reducer, reader, this.used, this.longest):
         masses[y] = math.exp(here.logprob()[0])
         laws[y] = here.next()
         assert abs(laws[y].sum() - 1) < 1e-12
         masses[(*y, -1)] = math.exp(here.logprob_end()[0])
     for y, law in laws.items():
-        if len(y) < LONGEST:
+        if len(y) < this.longest:
             onward = [masses.get((*y, s), 0.0) for s in (*this.used, -1)]
             assert math.fsum(onward) == pytest.approx(masses[y], rel=1e-12)
             np.testing.assert_allclose(law[[*this.used, -1]] * masses[y], onward, rtol=1e-11)
@@ -200,14 +206,14 @@ def test_dropped_fractions_bound_the_law_of_whole_strings(
 ) -> None:
     """Half the L1 distance of the laws of n symbols is at most E_pruned[sum of fractions]."""
     this = case(alphabet, lm, seed)
-    begins, ends = cover_sums(this.law, this.phi, LONGEST)
+    begins, ends = cover_sums(this.law, this.phi, this.longest)
     for eps in (1e-3, 0.05, 0.3):
         reducer, reader = this.opened(eps)
         exact, pruned, bound = [], [], 0.0
         likelihoods: dict[Symbols, float] = {(): 1.0}
-        for y, here in reached(reducer, reader, this.used, LONGEST):
+        for y, here in reached(reducer, reader, this.used, this.longest):
             mass, law = likelihoods[y], here.next()
-            if len(y) == LONGEST:
+            if len(y) == this.longest:
                 exact.append(begins[y])
                 pruned.append(mass)
                 continue
@@ -216,8 +222,8 @@ def test_dropped_fractions_bound_the_law_of_whole_strings(
             exact.append(ends.get(y, 0.0))
             pruned.append(mass * law[-1])
             # Nothing after the last symbol matters.
-            if len(y) == LONGEST - 1 or law[-1] > 0:
-                last = mass * (1.0 if len(y) == LONGEST - 1 else law[-1])
+            if len(y) == this.longest - 1 or law[-1] > 0:
+                last = mass * (1.0 if len(y) == this.longest - 1 else law[-1])
                 bound += last * here.stats.dropped
         missed = 1.0 - math.fsum(exact)  # strings that the pruned law gives nothing
         distance = 0.5 * (np.abs(np.subtract(exact, pruned)).sum() + missed)
@@ -228,14 +234,16 @@ def test_dropped_fractions_bound_the_law_of_whole_strings(
 
 def test_pruned_laws_are_within_their_bound_in_mode_full() -> None:
     states, closest = 0, 0.0
-    for alphabet, lm, seed in CASES[:: 1 if LONGEST < 5 else 3]:
+    for alphabet, lm, seed in CASES:
         this = case(alphabet, lm, seed)
+        if lm != "hashed" or seed >= T4_SEEDS:
+            continue
         laws = {
             y: (here.next(), here.logprob()[0])
-            for y, here in reached(*this.opened(), this.used, LONGEST)
+            for y, here in reached(*this.opened(), this.used, this.longest)
         }
-        for eps in (1e-6, 1e-3, 1e-2, 0.05, 0.2, 0.5):
-            for y, here in reached(*this.opened(eps), this.used, LONGEST):
+        for eps in (1e-3, 0.05, 0.5):
+            for y, here in reached(*this.opened(eps), this.used, this.longest):
                 law, logprob = laws[y]
                 states += 1
                 error = total_variation(law, here.next())
@@ -244,5 +252,5 @@ def test_pruned_laws_are_within_their_bound_in_mode_full() -> None:
                 low, high = here.logprob()
                 assert low - 1e-12 <= logprob <= high + 1e-12
     print(f"{states} states, closest {closest}")
-    assert states > 50_000
-    assert closest > 0.5  # the bound is of the right size
+    assert states > 4_000
+    assert closest > 0.9  # the bound is of the right size
