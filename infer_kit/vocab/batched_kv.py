@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from infer_kit.engine.cache_merge import check_mergeable, has_keys, merge_caches
 from infer_kit.engine.cache_name import CACHE
@@ -17,6 +17,12 @@ from infer_kit.vocab.causal_model import CausalModel, Handle, forgotten
 from infer_kit.vocab.tree_kv import BY_PLACE
 
 _READ_TOGETHER = 4096  # tokens of equally long sequences that are read whole in one forward
+
+# Families without an argument for positions where padding in front changes nothing: ALiBi.
+_DISTANCES = frozenset({"bloom", "mpt"})
+# Families that are read whole each time: MiniMax takes a cache of its own class only, and Nemotron-H
+# bounds its time steps in passes over several tokens, not in single steps.
+_READ_WHOLE = frozenset({"minimax", "nemotron_h"})
 
 
 @dataclass(slots=True, eq=False)
@@ -86,7 +92,7 @@ class BatchedKV:
     def __init__(self, model: PreTrainedModel) -> None:
         self._lm = CausalModel(model)
         self._cache_name = cache_argument(model, self._lm.parameters)
-        self._pads = self._lm.config.model_type not in BY_PLACE
+        self._pads = pads(model, self._lm.parameters)
         self._nodes: dict[Handle, _Node] = {}  # parents come before their children
         self._next = 0
         self.rows = 0
@@ -239,11 +245,24 @@ class BatchedKV:
         return handle
 
 
+def pads(model: PreTrainedModel, parameters: set[str]) -> bool:
+    """Whether rows of unequal length can share a batch, the shorter ones padded in front."""
+    config = model.config.get_text_config(decoder=True)
+    if config.model_type in BY_PLACE:
+        return False
+    if "position_ids" in parameters or config.model_type in _DISTANCES:
+        return True
+    layers = DynamicCache(config=config).layers
+    return not any(isinstance(layer, DynamicLayer) for layer in layers)  # Mamba: nothing to pad
+
+
 def cache_argument(model: PreTrainedModel, parameters: set[str]) -> str | None:
     """Under what name a forward takes a cache whose rows can be picked and joined; None if none.
 
     RWKV, xLSTM and RecurrentGemma keep their state in forms of their own.
     """
+    if model.config.model_type in _READ_WHOLE:
+        return None
     name = next((name for name in (CACHE, "cache_params") if name in parameters), None)
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     recurrent = any(hasattr(layer, "conv_states") for layer in cache.layers)

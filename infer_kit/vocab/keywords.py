@@ -51,6 +51,13 @@ def alphabet_keywords(
     if end is not None and rest.get("eos_token_id") is not None:
         more = rest["eos_token_id"]
         rest["eos_token_id"] = [end, *(more if isinstance(more, Sequence) else [more])]
+    sampling = rest.get("do_sample", getattr(config, "do_sample", None))
+    if end is not None and sampling and rest.get("top_k") is None:
+        # transformers' own default, 50, would cut the law whose error is bounded.
+        if config is None:
+            rest["top_k"] = 0
+        elif config.top_k is None:
+            config.top_k = 0
     stops = [given] if isinstance(given, str) else [] if given is None else given
     if not isinstance(stops, Sequence) or not all(isinstance(s, str) and s for s in stops):
         raise UnsupportedArgument(f"stop_strings are texts that are not empty, got {given!r}.")

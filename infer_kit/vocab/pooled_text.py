@@ -153,6 +153,8 @@ class PooledText:
         Returns:
             The mass of those left out though they may be writable.
         """
+        if not unread.any():
+            return 0.0
         doubtful = np.flatnonzero(unread.any(0) & (pooled > 0))
         doubtful = doubtful[np.argsort(-pooled[doubtful], kind="stable")]
         rest = float(pooled[doubtful].sum())

@@ -292,17 +292,14 @@ class CertifiedReducer:
         retained = math.fsum(h.mass for h in moved.live)
         unread = math.fsum(entry.mass for entry in moved.unread)
         if not retained + unread > 0:
-            raise ZeroProbability(
-                f"The model cannot write {self.reduction.symbols[symbol]!r} after "
-                f"{self.text[: -len(self.reduction.symbols[symbol])][-40:]!r} "
-                f"(symbol {self.stats.symbols} of the text).",
-                hint=_HINTS.get(self.reduction.mode),
-            )
+            raise self._impossible(symbol, self.stats.symbols)
         self._live, self._unread, self._window = moved.live, moved.unread, moved.window
         self._next = None
         self.stats.symbols += 1
         self.stats.leak += moved.lost / (moved.lost + retained + unread)
         yield from self._read_unread()
+        if not self._live:  # what was unread has turned out to have no mass
+            raise self._impossible(symbol, self.stats.symbols - 1)
         self._rescale()
         self.stats.largest_ledger = max(self.stats.largest_ledger, len(self._unread))
 
@@ -312,6 +309,15 @@ class CertifiedReducer:
             yield from self._read(ends)
         self._next = None
         self._rescale()
+
+    def _impossible(self, symbol: int, place: int) -> ZeroProbability:
+        """The error for a symbol that cannot come; it is at the end of `text` already."""
+        written = self.reduction.symbols[symbol]
+        return ZeroProbability(
+            f"The model cannot write {written!r} after {self.text[: -len(written)][-40:]!r} "
+            f"(symbol {place} of the text).",
+            hint=_HINTS.get(self.reduction.mode),
+        )
 
     def _read_unread(self) -> Steps:
         """Let the model read what is too heavy to be left out."""

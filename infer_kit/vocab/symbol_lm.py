@@ -140,7 +140,6 @@ class SymbolLM(PreTrainedModel, GenerationMixin):
             bos_token_id=self.tokenizer.bos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
             max_new_tokens=DEFAULT_NEW,
-            top_k=0,  # transformers' own default cuts the law that is sampled from
         )
         self.eval()
 
