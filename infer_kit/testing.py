@@ -8,6 +8,7 @@ sides of a law, and raises `AssertionError` with what was found. Keyword argumen
     >>> assert_zero_law(model, [row, other_row])
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,12 @@ from transformers import PreTrainedModel
 
 from infer_kit.engine.context_prefix import prompt_length
 from infer_kit.engine.coupled_lm import CoupledLM
+from infer_kit.vocab.language_models import language_model
+from infer_kit.vocab.reading import Reader
+from infer_kit.vocab.reducer import CertifiedReducer
+from infer_kit.vocab.reduction import Mode, Reduction
+from infer_kit.vocab.reduction import Row as TokenLaw
+from infer_kit.vocab.vocabulary import Vocabulary
 
 Row = Mapping[str, Any]
 _OUTPUT = {"return_dict_in_generate": True, "output_logits": True}
@@ -270,6 +277,78 @@ def extended_row(model: PreTrainedModel, row: Row, tokens: Tensor) -> dict[str, 
             [mask, mask[:, -1:].repeat(1, new.shape[1], 1, 1)], dim=1
         )
     return grown
+
+
+def assert_lossless_law(
+    model: PreTrainedModel, tokenizer: Any, text: bytes, tolerance: float = 1e-10
+) -> None:
+    r"""$P_S(y\,END) = \sum_{x: b(x) = y} P(x)\,p(END|x)$: no text gains or loses probability.
+
+    The right side is the sum over every way to cut the text into tokens, each read by a forward of
+    its own, the special tokens left out of the law as on the left side.
+
+    Args:
+        model: in float64, to reach the default tolerance.
+        text: short: the ways to cut it grow with 2 to its length.
+        tolerance: relative.
+    """
+    reduction = Reduction(Vocabulary.from_hf(tokenizer, model), mode="full")
+    vocabulary = reduction.vocabulary
+
+    def law(ids: list[int]) -> TokenLaw:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids], device=model.device)).logits[:, -1]
+        return reduction.rows(logits)[0]
+
+    def ways(ids: list[int], rest: bytes, mass: float) -> float:
+        row = law(ids)
+        if not rest:
+            return mass * row.end
+        masses = dict(zip(reduction.tokens.tolist(), row.masses.tolist(), strict=True))
+        fitting = [id for id in masses if rest.startswith(vocabulary.tokens[id] or b"?")]
+        return math.fsum(
+            ways([*ids, id], rest[len(vocabulary.tokens[id] or b"") :], mass * masses[id])
+            for id in fitting
+        )
+
+    start = list(vocabulary.empty_ids)
+    expected = math.log(ways(start, text, 1.0))
+    reader = Reader(reduction, language_model(model), prefetch=None)
+    reducer = CertifiedReducer(reduction, eps=0.0)
+    reducer.open(reader.begin([start])[0])
+    for byte in text:
+        reader.run([reducer.advance(byte)], [reducer])
+    found = reducer.logprob_end()[0]
+    if not abs(math.expm1(found - expected)) <= tolerance:
+        raise AssertionError(f"{text!r}: log P is {found}, the sum over its tokens {expected}.")
+
+
+def assert_certificate_law(
+    model: PreTrainedModel, tokenizer: Any, text: str, eps: float = 1e-3, mode: Mode = "late"
+) -> None:
+    r"""$TV(p(\cdot|y), q(\cdot|y)) \le$ `tv_bound` $\le$ `eps` at every byte of a text.
+
+    And the log-probability of every beginning lies between its bounds. The exact side has `eps` 0.
+    """
+    reduction = Reduction(Vocabulary.from_hf(tokenizer, model), mode=mode)
+    vocabulary = reduction.vocabulary
+    exact, pruned = CertifiedReducer(reduction, 0.0), CertifiedReducer(reduction, eps)
+    readers = [Reader(reduction, language_model(model), prefetch=None) for _ in range(2)]
+    for reducer, reader in zip((exact, pruned), readers, strict=True):
+        reducer.open(reader.begin([list(vocabulary.empty_ids)])[0])
+    for place, byte in enumerate(vocabulary.prefix + text.encode()):
+        for reducer, reader in zip((exact, pruned), readers, strict=True):
+            reader.run([reducer.advance(byte)], [reducer])
+        apart = float(abs(exact.next() - pruned.next()).sum()) / 2
+        (low, high), true = pruned.logprob(), exact.logprob()[0]
+        slack = 1e-12 if model.dtype == torch.float64 else 1e-5
+        if not apart <= pruned.tv_bound + slack or not pruned.tv_bound <= eps + slack:
+            raise AssertionError(
+                f"Byte {place}: the laws are {apart:.3g} apart, the bound is "
+                f"{pruned.tv_bound:.3g}, eps {eps:g}."
+            )
+        if not low - slack <= true <= high + slack:
+            raise AssertionError(f"Byte {place}: log P {true} is not in [{low}, {high}].")
 
 
 def _answer(sequence: Tensor, lm: CoupledLM) -> list[int]:

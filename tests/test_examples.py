@@ -12,6 +12,7 @@ PROMISES = {
     "does_the_rationale_matter": ("own ", "shuffled ", "empty ", "given "),
     "contrast_the_image": ("plain ", "VCD, kl:0.1 ", "noised", "weights under the budget: [["),
     "many_demonstrations": ("true answer:", "answer:", "chunk 3 wanted", "full context:"),
+    "two_tokenizers": ("pooled over bytes", "model calls (", "log P of it under b:", "bits a byte"),
     "your_own_group": ("engine: ('fused',)", "log π(red)", "by certainty:"),
 }
 

@@ -4,8 +4,7 @@ Every side scores the same passage from nothing, byte by byte, at V = 512 and V 
 (`lvr_models`); CPU time of one thread, interleaved. "bare" is the limit: one forward for each token
 of the passage. The peers (`lvr_peers`) take part where they are installed; where not, their claims
 are left out and a line says so. Then: model calls for each token of the passage, building the
-trie, and
-writing eight texts at once beside one by one.
+trie, and writing eight texts at once beside the same one by one.
 """
 
 import statistics

@@ -47,7 +47,7 @@ demos.callback(invoke_without_command=True, epilog="Example: infer-kit demo --sa
 demos.command("icl", epilog="Example: infer-kit demo icl --save demo/")(demo_icl)
 app.add_typer(demos, name="demo")
 app.command(epilog='Example: infer-kit generate demo "what color is the background ?"')(generate)
-app.command(epilog="Example: infer-kit inspect model-a/ model-b/")(inspect)
+app.command(epilog="Example: infer-kit inspect demo-text-a demo-text-b")(inspect)
 app.command(epilog="Example: infer-kit ls")(ls)
 app.command(epilog="Example: infer-kit env")(env)
 

@@ -62,6 +62,18 @@ METHODS = (
         "Li et al., ACL 2023, arXiv 2210.15097; O'Brien and Lewis, arXiv 2309.09117",
     ),
     Method(
+        "Ensemble",
+        "Σ_i w_i q_i(s)   or   Π_i q_i(s)^w_i / Z, models with different tokenizers, s a byte",
+        ("transformers",),
+        "Chijiwa et al., ICLR 2026, arXiv 2510.08102",
+    ),
+    Method(
+        "ReducedLM",
+        "q(s | y) = P(ys) / P(y), P(y) = Σ over all tokenisations of y",
+        ("transformers",),
+        "Chijiwa et al., ICLR 2026, arXiv 2510.08102",
+    ),
+    Method(
         "CoupledLM",
         "Π_k p_k(y)^w_k / Z   or   Σ_k w_k p_k(y)",
         ("transformers",),

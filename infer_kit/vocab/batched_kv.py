@@ -20,8 +20,8 @@ _READ_TOGETHER = 4096  # tokens of equally long sequences that are read whole in
 
 # Families without an argument for positions where padding in front changes nothing: ALiBi.
 _DISTANCES = frozenset({"bloom", "mpt"})
-# Families that are read whole each time: MiniMax takes a cache of its own class only, and Nemotron-H
-# bounds its time steps in passes over several tokens, not in single steps.
+# Families that are read whole each time: MiniMax takes only a cache of its own class, Nemotron-H
+# bounds its time steps in passes over several tokens but not in single steps.
 _READ_WHOLE = frozenset({"minimax", "nemotron_h"})
 
 

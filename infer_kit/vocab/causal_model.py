@@ -19,6 +19,8 @@ Handle = int
 _POSITION_TABLE = re.compile(
     r"(^|\.)(wpe|pos(ition)?s?_(emb|enc)\w*|embed_positions?)(\.weights?)?$"
 )
+# Families whose prompts are read in both directions.
+_BOTH_WAYS = frozenset({"paligemma", "pi0", "git", "cpmant"})
 
 
 class CausalModel:
@@ -31,12 +33,19 @@ class CausalModel:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Raises: `InferKitError` for encoder-decoders and for RoBERTa's family."""
+        """Raises: `InferKitError` for models that are not causal, and for RoBERTa's family."""
         self.name = type(model).__name__
         if model.config.is_encoder_decoder:
             raise InferKitError(
                 f"{self.name} is an encoder-decoder, which gives no law of a text's beginning.",
                 "Pass a decoder-only model.",
+            )
+        both_ways = getattr(model.config.get_text_config(), "use_bidirectional_attention", None)
+        if model.config.model_type in _BOTH_WAYS or both_ways in (True, "all"):
+            raise InferKitError(
+                f"{self.name} reads a text in both directions, so that no law of a next token "
+                "follows from what is before it.",
+                "Pass a causal model.",
             )
         if any(hasattr(part, "create_position_ids_from_input_ids") for part in model.modules()):
             raise InferKitError(

@@ -9,7 +9,12 @@ from tokenizers import Tokenizer
 from infer_kit.errors import InferKitError
 from infer_kit.vocab.vocabulary import Vocabulary
 
-BUNDLED = {"demo": "demo/model", "demo-icl": "demo/icl/model"}
+BUNDLED = {
+    "demo": "demo/model",
+    "demo-icl": "demo/icl/model",
+    "demo-text-a": "demo/text/model/a",
+    "demo-text-b": "demo/text/model/b",
+}
 """Models that ship with the package, by name; folders below it."""
 
 

@@ -90,6 +90,17 @@ def fallback_unigram() -> Tokenizer:
     return Tokenizer.from_str(json.dumps(spec))
 
 
+@cache
+def few_letters_bpe() -> Tokenizer:
+    """Splits words as GPT-2 does, over six letters: all its texts can be enumerated."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=22, special_tokens=SPECIAL, show_progress=False)
+    core.train_from_iterator(["ab'll  ab ba'l \n\nlab\n bal   all  b'la" * 9], trainer)
+    return core
+
+
 KINDS: dict[str, Callable[[], Tokenizer]] = {
     "byte_level_bpe": trained.byte_level_bpe,
     "split_bpe": trained.split_bpe,
@@ -102,9 +113,10 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "fallback_unigram": fallback_unigram,
     "wordpiece": trained.wordpiece,
 }
-WINDOWED = tuple(kind for kind in KINDS if kind not in ("unsplit_bpe", "signed_bpe"))
+UNSPLIT = ("unsplit_bpe", "signed_bpe")  # never split a text into words
 
 
 @cache
 def vocabulary(kind: str) -> Vocabulary:
-    return Vocabulary.from_hf(trained.wrapped(KINDS[kind]()), name=kind)
+    make = few_letters_bpe if kind == "few_letters_bpe" else KINDS[kind]
+    return Vocabulary.from_hf(trained.wrapped(make()), name=kind)

@@ -19,7 +19,7 @@ from infer_kit.vocab.batched_kv import _Block
 from infer_kit.vocab.causal_model import position_limit
 from infer_kit.vocab.language_models import BatchedKV, TreeKV, language_model
 from infer_kit.vocab.tree_kv import why_no_tree
-from tests.tiny import TEXT_GRID, TEXT_SWEEP, available, shared_text_model, text_model
+from tests.tiny import TEXT_GRID, TEXT_SWEEP, available, shared_lvlm, shared_text_model, text_model
 from tests.tiny.text import WINDOW
 
 # Why the others have a row a node.
@@ -37,12 +37,21 @@ ROWS = {
 }
 TREES = tuple(family for family in (*TEXT_GRID, *TEXT_SWEEP) if family not in ROWS)
 # Beyond tests/tiny's lists: what they need, and whether their state can be kept by rows.
-RECURRENT: dict[str, tuple[dict[str, Any], bool]] = {
+OTHERS: dict[str, tuple[dict[str, Any], bool]] = {
     "mamba": ({"state_size": 8}, True),
     "mamba2": ({"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1}, True),
+    "roformer": ({"is_decoder": True}, True),  # no positions as an argument, and no padding
+    "gpt_neo": ({"num_layers": 2, "attention_types": [[["global", "local"], 1]],
+                 "num_heads": 4, "window_size": WINDOW}, True),
     "rwkv": ({"attention_hidden_size": 32}, False),
     "recurrent_gemma": ({"num_hidden_layers": 3, "lru_width": 32}, False),
-}
+    "minimax": ({"num_local_experts": 4, "num_experts_per_tok": 2}, False),
+    "nemotron_h": (
+        {"mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 1, "n_routed_experts": 4},
+        False,
+    ),
+    "openai-gpt": ({"n_embd": 32, "n_head": 4, "n_layer": 2}, False),
+}  # fmt: skip
 # Float32 inside, whatever the model's type: rotary tables, scores, states. The others are exact.
 FLOAT32_INSIDE = {"bloom", "mpt", "gptj", "llama4_text", "qwen3_5_text", "falcon_h1", "bamba"}
 # Float64 fails in their own forwards: experts in one product, or a constant of XGLM's.
@@ -217,9 +226,9 @@ def test_a_row_a_node_equals_plain_forwards(family: str) -> None:
     assert walk(forest, model) <= 5e-6
 
 
-@pytest.mark.parametrize("family", RECURRENT)
-def test_recurrent_models(family: str) -> None:
-    overrides, cached = RECURRENT[family]
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_equal_plain_forwards(family: str) -> None:
+    overrides, cached = OTHERS[family]
     model = model_of(family, **overrides)
     forest = language_model(model)
     assert type(forest) is BatchedKV and forest.cached == cached
@@ -413,7 +422,7 @@ def test_a_table_of_positions_ends(kind: Any, family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "bloom", "mamba"])
 def test_other_positions_do_not(family: str) -> None:
-    model = model_of(family, **RECURRENT.get(family, ({"max_position_embeddings": 8},))[0])
+    model = model_of(family, **OTHERS.get(family, ({"max_position_embeddings": 8},))[0])
     assert position_limit(model) is None
     assert walk(language_model(model), model) <= 3e-6
 
@@ -479,6 +488,22 @@ def test_encoder_decoders_are_refused() -> None:
     config = T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=20)
     with pytest.raises(InferKitError, match="T5ForConditionalGeneration is an encoder-decoder"):
         language_model(T5ForConditionalGeneration(config))
+
+
+def test_models_that_read_both_ways_are_refused() -> None:
+    model = model_of("gemma3_text", use_bidirectional_attention=True)
+    with pytest.raises(InferKitError, match="Gemma3ForCausalLM reads a text in both directions"):
+        language_model(model)
+    with pytest.raises(InferKitError, match="PaliGemmaForCondit.* reads a text in both directions"):
+        language_model(shared_lvlm("paligemma").model)
+
+
+def test_the_text_of_vision_language_models() -> None:
+    for family in ("qwen2_vl", "gemma3"):  # M-RoPE; windows through the outer model
+        model = shared_lvlm(family).model
+        forest = language_model(model)
+        assert type(forest) is TreeKV
+        assert walk(forest, model) <= 3e-6
 
 
 def test_a_model_without_a_head_is_refused() -> None:

@@ -37,7 +37,7 @@ from tests.vocab.reference import (
 LONGEST = 4
 TEXTS = {
     "english": "They'll say it's 1,234 days;  won't  they?\n\n  def f(x):\n        return\tx",
-    "scripts": "größer über Straße, العربية 中文字 🎉👍🏽!",
+    "scripts": "größer über Straße, رسالة 机器学 🎉👍🏽!",
     "added": "a<think>b </think>  c    d       e<tool_call><t größe <th",
 }
 
@@ -62,7 +62,7 @@ def reduction(kind: str, mode: str) -> Reduction:
 
 @cache
 def slow_canonical(kind: str) -> SlowCanonical:
-    return SlowCanonical(kinds.vocabulary(kind), kind in kinds.WINDOWED)
+    return SlowCanonical(kinds.vocabulary(kind), kind not in kinds.UNSPLIT)
 
 
 def check_against_slow(kind: str, mode: str, text: bytes) -> CertifiedReducer:
@@ -91,50 +91,50 @@ def test_late_is_the_law_of_canonical_tokens(kind: str, text: str) -> None:
     assert reducer.stats.leak > 0
 
 
-@pytest.mark.parametrize("kind", ["o200k_bpe", "unsplit_bpe", "added_bpe", "fallback_unigram"])
+@pytest.mark.parametrize("kind", ["few_letters_bpe", "unsplit_bpe", "signed_bpe"])
 def test_early_is_the_law_of_canonical_tokens_renormalised(kind: str) -> None:
-    reducer = check_against_slow(kind, "early", text_for(kind, "we'll  é"))
+    reducer = check_against_slow(kind, "early", text_for(kind, "all  ab'll\nb"))
     assert reducer.stats.leak == 0
 
 
-@pytest.mark.parametrize("kind", ["o200k_bpe", "unsplit_bpe", "added_bpe", "signed_bpe"])
-def test_early_loses_nothing(kind: str) -> None:
+def few_letters(mode: str, eps: float = 0.0) -> tuple[CertifiedReducer, Reader]:
+    vocabulary = kinds.vocabulary("few_letters_bpe")
+    return opened(reduction("few_letters_bpe", mode), hashed(vocabulary.size), (2,), eps)
+
+
+LETTERS = b"abl' \n"
+
+
+def test_early_loses_nothing() -> None:
     """The sum over all symbols of P(ys), and P(y END), is P(y)."""
-    text = text_for(kind, "e'll ")
-    reducer, reader = opened(reduction(kind, "early"), *partial_to(kind, text))
-    for byte in text:
-        read(reducer, reader, [byte])
-        assert abs(reducer.next().sum() - 1) < 1e-12
-        onward = [reducer.logprob_end()[0]]
-        for symbol in np.flatnonzero(reducer.next()[:-1]):
-            onward.append(read(reducer.fork(), reader, [symbol]).logprob()[0])
-        total = math.fsum(math.exp(part - reducer.logprob()[0]) for part in onward)
-        assert total == pytest.approx(1.0, abs=1e-12)
-        np.testing.assert_allclose(
-            np.exp(np.array(onward[1:]) - reducer.logprob()[0]),
-            reducer.next()[:-1][reducer.next()[:-1] > 0],
-            rtol=1e-9,
-        )
+    masses: dict[Symbols, float] = {}
+    laws = {}
+    for y, here in reached(*few_letters("early"), LETTERS, 4):
+        masses[y] = math.exp(here.logprob()[0])
+        masses[(*y, 256)] = math.exp(here.logprob_end()[0])
+        laws[y] = here.next()
+        assert abs(laws[y].sum() - 1) < 1e-12
+        assert here.stats.leak == 0
+    for y, law in laws.items():
+        if len(y) < 4:
+            onward = np.array([masses.get((*y, s), 0.0) for s in (*LETTERS, 256)])
+            assert onward.sum() == pytest.approx(masses[y], rel=1e-12)
+            np.testing.assert_allclose(law[[*LETTERS, 256]] * masses[y], onward, rtol=1e-11)
+    assert len(laws) > 400
 
 
 # Certificates ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("kind", "letters"),
-    [("unsplit_bpe", b"the "), ("o200k_bpe", b"l 'e"), ("added_bpe", b"< \ne")],
-)
-def test_pruned_laws_are_within_their_bound(kind: str, letters: bytes) -> None:
+@pytest.mark.parametrize("mode", ["late", "early"])
+def test_pruned_laws_are_within_their_bound(mode: str) -> None:
     states, closest, longest_ledger = 0, 0.0, 0
-    texts = b"".join(letters[i : i + 1] * 3 for i in range(4)) + letters * 3
-    lm, prompt = partial_to(kind, texts + letters[::-1] * 2)
     exact = {
         y: (here.next(), here.logprob()[0])
-        for y, here in reached(*opened(reduction(kind, "late"), lm, prompt), letters, LONGEST)
+        for y, here in reached(*few_letters(mode), LETTERS, LONGEST)
     }
-    for eps in (1e-6, 1e-3, 0.03, 0.3):
-        start = opened(reduction(kind, "late"), lm, prompt, eps)
-        for y, here in reached(*start, letters, LONGEST):
+    for eps in (1e-3, 0.03, 0.3):
+        for y, here in reached(*few_letters(mode, eps), LETTERS, LONGEST):
             states += 1
             law, logprob = exact[y]
             error = total_variation(law, here.next())
@@ -143,5 +143,5 @@ def test_pruned_laws_are_within_their_bound(kind: str, letters: bytes) -> None:
             low, high = here.logprob()
             assert low - 1e-10 <= logprob <= high + 1e-10
             longest_ledger = max(longest_ledger, here.stats.largest_ledger)
-    print(f"{kind}: {states} states, error/bound up to {closest:.3f}, ledger {longest_ledger}")
-    assert states > 1000 and closest > 0.05
+    print(f"{mode}: {states} states, error/bound up to {closest:.3f}, ledger {longest_ledger}")
+    assert states > 1000 and closest > 0.5
