@@ -20,9 +20,9 @@ _READ_TOGETHER = 4096  # tokens of equally long sequences that are read whole in
 
 # Families without an argument for positions where padding in front changes nothing: ALiBi.
 _DISTANCES = frozenset({"bloom", "mpt"})
-# Families that are read whole each time: MiniMax takes only a cache of its own class, Nemotron-H
-# bounds its time steps in passes over several tokens but not in single steps.
-_READ_WHOLE = frozenset({"minimax", "nemotron_h"})
+# Families that are read whole each time: RecurrentGemma keeps its state on its modules, MiniMax in
+# a cache of its own class; Nemotron-H bounds its time steps in a pass, not in single steps.
+_READ_WHOLE = frozenset({"recurrent_gemma", "minimax", "nemotron_h"})
 
 
 @dataclass(slots=True, eq=False)
@@ -259,7 +259,7 @@ def pads(model: PreTrainedModel, parameters: set[str]) -> bool:
 def cache_argument(model: PreTrainedModel, parameters: set[str]) -> str | None:
     """Under what name a forward takes a cache whose rows can be picked and joined; None if none.
 
-    RWKV, xLSTM and RecurrentGemma keep their state in forms of their own.
+    RWKV and xLSTM keep their state in forms of their own.
     """
     if model.config.model_type in _READ_WHOLE:
         return None

@@ -3,14 +3,17 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from infer_kit.chats import Chat
 from infer_kit.errors import InferKitError
+from infer_kit.vocab.reduction import Reduction
 from infer_kit.vocab.utf8 import is_text
 from infer_kit.vocab.vocabulary import Vocabulary
 
 HEALED = 2  # tokens: the last may be cut short, and the one before depends on it
+_MOST_HEALED = 32  # tokens, however long a word is
 
 
 @dataclass(frozen=True)
@@ -34,26 +37,28 @@ class Conditioning:
 
 
 def condition_on_text(
-    vocabulary: Vocabulary, text: str, healing: int = HEALED, tokenizer: Any = None
+    reduction: Reduction, text: str, healing: int = HEALED, tokenizer: Any = None
 ) -> Conditioning:
     """A prompt that is plain text.
 
     A prompt that ends inside a word would be read in tokens that no whole text has: the last
-    `healing` tokens are taken off and their bytes forced instead.
+    tokens are taken off and their bytes forced instead.
 
     Args:
-        vocabulary: of the model.
+        reduction: of the model's vocabulary.
         text: may be empty. Names of the tokenizer's special tokens are those tokens, as
             everywhere in transformers, if the tokenizer is given.
-        healing: tokens taken off, at most back to the last special token.
+        healing: at least so many tokens are taken off, and more where the last word has more, at
+            most back to the last special token. 0 takes none.
         tokenizer: of transformers, for special tokens.
 
     Warns: where a normaliser changes the text, with both strings.
     """
+    vocabulary = reduction.vocabulary
     ids = text_ids(vocabulary, text, tokenizer)
     if not ids:  # nothing but what the tokenizer itself puts before any text
         return Conditioning(tuple(vocabulary.empty_ids), (), (), vocabulary.prefix)
-    return condition_on_ids(vocabulary, ids, healing)
+    return condition_on_ids(vocabulary, ids, unsettled(reduction, ids, healing))
 
 
 def text_ids(vocabulary: Vocabulary, text: str, tokenizer: Any = None) -> list[int]:
@@ -82,10 +87,11 @@ def _has_special(vocabulary: Vocabulary, text: str) -> bool:
 
 
 def condition_on_chat(
-    vocabulary: Vocabulary, tokenizer: Any, chat: Chat, healing: int = HEALED
+    reduction: Reduction, tokenizer: Any, chat: Chat, healing: int = HEALED
 ) -> Conditioning:
     """A chat in the model's own template, up to where the answer begins."""
-    return condition_on_ids(vocabulary, chat_ids(vocabulary, tokenizer, chat), healing)
+    ids = chat_ids(reduction.vocabulary, tokenizer, chat)
+    return condition_on_ids(reduction.vocabulary, ids, unsettled(reduction, ids, healing))
 
 
 def chat_ids(vocabulary: Vocabulary, tokenizer: Any, chat: Chat) -> list[int]:
@@ -138,11 +144,8 @@ def answer_ids(vocabulary: Vocabulary, text: str) -> list[int]:
 
 
 def condition_on_ids(vocabulary: Vocabulary, ids: Sequence[int], healing: int) -> Conditioning:
-    """Prompt tokens, the last of them given back as bytes."""
-    last_special = max(
-        (place for place, token in enumerate(ids) if vocabulary.tokens[token] is None), default=-1
-    )
-    start = last_special + 1  # where the text begins that may be cut
+    """Prompt tokens, the last `healing` of them given back as bytes."""
+    start = _text_start(vocabulary, ids)
     cut = max(len(ids) - healing, start)
     kept = tuple(ids[:cut]) if cut else tuple(vocabulary.empty_ids)
     if not kept:
@@ -152,6 +155,33 @@ def condition_on_ids(vocabulary: Vocabulary, ids: Sequence[int], healing: int) -
             hint="Give a longer prompt.",
         )
     return Conditioning(kept, tuple(ids[start:cut]), tuple(ids[cut:]))
+
+
+def unsettled(reduction: Reduction, ids: Sequence[int], healing: int = HEALED) -> int:
+    """How many of a prompt's last tokens depend on how it goes on.
+
+    Those since the last place before which the tokenizer's words are certain; those that one token
+    may cover together with what follows, and the one before. At least `healing`; 0 is 0.
+    """
+    if not healing:
+        return 0
+    ids = ids[max(_text_start(reduction.vocabulary, ids), len(ids) - _MOST_HEALED) :]
+    _, since = reduction.canonicality.open(ids)
+    healing = max(healing, len(since))
+    trie, symbols = reduction.trie, [reduction.of_tokens([id]) for id in ids]
+    flat = [symbol for part in symbols for symbol in part]
+    for start in range(max(0, len(flat) - trie.depth), len(flat)):
+        place = trie.descend(flat[start:])
+        if place is not None and trie.is_inner(place):  # a token may cover all this, and more
+            before = sum(end <= start for end in accumulate(map(len, symbols)))
+            return max(healing, len(ids) - before + 1)
+    return healing
+
+
+def _text_start(vocabulary: Vocabulary, ids: Sequence[int]) -> int:
+    """Where the text begins that comes after the last special token."""
+    special = (place for place, token in enumerate(ids) if vocabulary.tokens[token] is None)
+    return max(special, default=-1) + 1
 
 
 def _short(text: str) -> str:

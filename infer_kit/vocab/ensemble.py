@@ -95,8 +95,8 @@ class Ensemble:
         mode: which segmentations of a text count, see `Reduction`.
         eps: bound on the error of each member's law at each step, in [0, 1); 0 is exact.
         switching_rate: of "fixed_share", per symbol.
-        healing: tokens of a prompt's end that are read as bytes, since the prompt may have been
-            cut inside a word.
+        healing: how many tokens of a prompt's end are read as bytes at least, since the prompt may
+            have been cut inside a word; 0 takes its tokens as they are.
         prefetch: see `Reader`.
         token_warpers: transformers' warpers (temperature, top-p, ...) on each member's token
             logits, before the reduction: part of the member's law. `generate`'s own act on the
@@ -260,12 +260,12 @@ class Ensemble:
         rows = []
         for prompt in prompts:
             row = []
-            for vocabulary, tokenizer in zip(self.vocabularies, self._tokenizers, strict=True):
+            for reduction, tokenizer in zip(self._reductions, self._tokenizers, strict=True):
                 if not prompt or isinstance(prompt, str):
-                    text = prompt or ""
-                    row.append(condition_on_text(vocabulary, text, self._healing, tokenizer))
+                    text = condition_on_text(reduction, prompt or "", self._healing, tokenizer)
+                    row.append(text)
                 else:
-                    row.append(condition_on_chat(vocabulary, tokenizer, prompt, self._healing))
+                    row.append(condition_on_chat(reduction, tokenizer, prompt, self._healing))
             rows.append(row)
         return rows
 

@@ -12,6 +12,8 @@ from infer_kit.demo.text import animals, corpus, errands
 from infer_kit.demo.text.animals import ANIMALS
 from infer_kit.demo.text.tale import BOYS, GIRLS, NUMBERS, Tale, Text, a, cap
 
+PLOTS = (*errands.PLOTS, *animals.PLOTS)
+
 
 def tales(plot, n=150, domain="errands"):
     made = []
@@ -23,7 +25,7 @@ def tales(plot, n=150, domain="errands"):
 
 
 def everything(n=150) -> list[Text]:
-    return [t for module in (errands, animals) for plot in module.PLOTS for t in tales(plot, n)]
+    return [text for plot in PLOTS for text in tales(plot, n)]
 
 
 def test_the_same_seed_gives_the_same_texts() -> None:
@@ -41,7 +43,7 @@ def test_the_texts_are_those_that_the_models_were_trained_on() -> None:
     """A change of the generator makes the card's figures and the recipe untrue."""
     rng = random.Random("frozen")
     read = "\n".join(str(corpus.document(rng, 0.5)) for _ in range(300))
-    assert hashlib.sha256(read.encode()).hexdigest()[:16] == "FROZEN"
+    assert hashlib.sha256(read.encode()).hexdigest()[:16] == "996d913aaef3c2eb"
 
 
 def test_no_held_out_text_is_trained_on() -> None:
@@ -66,17 +68,19 @@ def test_documents_hold_both_domains_in_the_given_shares() -> None:
     assert 0.84 < sum(told) / 500 < 0.97
 
 
-@pytest.mark.parametrize("text", everything(20), ids=lambda t: t.title)
-def test_sentences_are_clean(text: Text) -> None:
-    body = text.body
-    assert "  " not in body and "{" not in body and body[-1] in '.!?"'
-    assert not re.search(r"\b(a) [aeiou]", body) and not re.search(r"\ban [^aeiou]", body)
-    for sentence in re.split(r"(?<=[.!?]) ", body):
-        assert sentence[0] in '"' or sentence[0].isupper(), sentence
-    assert body.count('"') % 2 == 0
-    for question, answer in text.questions + text.facts:
-        assert question.endswith("?") and answer.endswith(".")
-        assert question[0].isupper() and answer[0].isupper()
+@pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: plot.__name__)
+def test_sentences_are_clean(plot) -> None:
+    for text in tales(plot):
+        body = text.body
+        assert "  " not in body and "{" not in body and body[-1] in '.!?"'
+        assert not re.search(r"\ba [aeiou]", body) and not re.search(r"\ban [^aeiou]", body)
+        for sentence in re.split(r"(?<=[.!?]) ", body):
+            assert sentence[0] == '"' or sentence[0].isupper(), sentence
+        assert body.count('"') % 2 == 0
+        assert text.questions + text.facts
+        for question, answer in text.questions + text.facts:
+            assert question.endswith("?") and answer.endswith(".")
+            assert question[0].isupper() and answer[0].isupper()
 
 
 def test_answers_are_in_the_text() -> None:

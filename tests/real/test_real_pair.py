@@ -107,12 +107,21 @@ def test_a_half_typed_word_is_completed(bayes) -> None:
     assert unhealed.law(prompt)[ord("i")] < law[ord("i")]
 
 
+def test_a_model_that_wants_other_tokens_than_its_tokenizer_is_told_of(members) -> None:
+    """The tokenizer cuts 首|都是, the model would go on 首都|是: most of its mass."""
+    gemma = members[1]
+    lm = ReducedLM(gemma.model, gemma.vocabulary)
+    with pytest.warns(UserWarning, match="its tokenizer would not write"):
+        out = lm.generate("中国的首都是", max_new_tokens=6, **GREEDY)
+    assert out.leak[0] > 0.05
+
+
 def test_a_batch_writes_what_each_prompt_writes_alone(bayes) -> None:
     prompts = [
         "My favourite season is",
         "def add(a, b):\n    return",
         "Die Hauptstadt von Frankreich ist",
-        "中国的首都是",
+        "今天早上下雨了，我们",
     ]
     together = bayes.generate(prompts, max_new_tokens=15, **GREEDY)
     alone = [bayes.generate(prompt, max_new_tokens=15, **GREEDY) for prompt in prompts]

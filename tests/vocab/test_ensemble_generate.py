@@ -21,8 +21,10 @@ from tests.vocab.taught import (
     taught,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:Member . .* wanted tokens")
+
 PROMPTS = ["The lighthouse kee", "A small boat drifted sl", "", "清晨的市", "It costs $3,499"]
-UTF8 = "Great job 🎉👍🏽! S"  # goes on with more emoji
+EMOJI = "Great job"  # goes on with some
 END = 256
 
 
@@ -71,7 +73,7 @@ def test_prompts_of_a_batch_share_forward_calls(ensemble: ik.Ensemble) -> None:
     assert out.calls == tuple(calls)
     for together, single in zip(out.calls, np.transpose(alone), strict=True):
         assert together < 0.6 * single.sum()
-        assert together <= 25 + len(PROMPTS)  # at most one a symbol, but for revivals
+        assert together <= 1.5 * 24  # about one a symbol; some texts need several
 
 
 def test_one_prompt_gives_a_text_and_a_list_gives_a_list(ensemble: ik.Ensemble) -> None:
@@ -81,12 +83,11 @@ def test_one_prompt_gives_a_text_and_a_list_gives_a_list(ensemble: ik.Ensemble) 
 
 def test_several_sequences_stay_with_their_prompt(ensemble: ik.Ensemble) -> None:
     prompts = ["The lighthouse kee", "A small boat drifted sl"]
-    out = ensemble.generate(prompts, max_new_tokens=5, do_sample=True, num_return_sequences=3)
+    options = {"do_sample": True, "temperature": 0.3}
+    out = ensemble.generate(prompts, max_new_tokens=5, num_return_sequences=3, **options)
     assert [text[:3] for text in out.text] == ["per"] * 3 + ["owl"] * 3
     assert len(out.steps) == len(out.sequences) == 6
-    single = ensemble.generate(
-        prompts[0], max_new_tokens=3, do_sample=True, num_return_sequences=2
-    )
+    single = ensemble.generate(prompts[0], max_new_tokens=3, num_return_sequences=2, **options)
     assert single.text == ["per", "per"]
 
 
@@ -143,17 +144,20 @@ def test_the_first_symbols_are_drawn_by_the_law() -> None:
     assert chi2 < free + 4 * np.sqrt(2 * free)
 
 
-def test_sampling_is_not_cut_to_the_likeliest_symbols(ensemble: ik.Ensemble) -> None:
+def test_sampling_is_not_cut_to_the_likeliest_symbols() -> None:
     """transformers samples from the best 50 unless told otherwise."""
-    for options in ({"do_sample": True}, {"generation_config": GenerationConfig(do_sample=True)}):
-        options |= {"max_new_tokens": 1} if "do_sample" in options else {}
-        if "generation_config" in options:
-            options["generation_config"].max_new_tokens = 1
-        out = ensemble.generate(
-            "The ", return_dict_in_generate=True, output_scores=True, **options
-        ) if "do_sample" in options else None
-        if out is not None:
-            assert int(out.output.scores[0].isfinite().sum()) > 100
+    ensemble = ik.Ensemble(pair(), eps=0)
+    choices = {"max_new_tokens": 1, "do_sample": True}
+    config = GenerationConfig(**choices)
+    for options in (choices, {"generation_config": config}, {**choices, "top_k": 50}):
+        scores = {"return_dict_in_generate": True, "output_scores": True}
+        for name in scores if "generation_config" in options else ():
+            setattr(config, name, True)
+        out = ensemble.generate("The ", **(options if options.get("generation_config") else
+                                           options | scores))  # fmt: skip
+        possible = int(out.output.scores[0].isfinite().sum())
+        assert possible == 50 if "top_k" in options else possible > 100
+    assert config.top_k is None
 
 
 def test_top_p_cuts_the_pooled_law(ensemble: ik.Ensemble) -> None:
@@ -185,17 +189,22 @@ def test_one_beam_is_greedy_search(ensemble: ik.Ensemble) -> None:
 
 def test_scores_of_beams_are_the_log_probabilities_of_their_texts() -> None:
     """Of every segmentation, exactly; so the laws of the steps multiply to the text's."""
-    ensemble = ik.Ensemble([precise("split_bpe"), precise("unigram")], mode="full", eps=0)
+    ensemble = ik.Ensemble(pair(in_double=True), mode="full", eps=0)
     options = {"max_new_tokens": 5, "num_return_sequences": 3, "num_beams": 3}
+    options["suppress_tokens"] = [END]
     out = ensemble.generate(
-        ["The", "It"], return_dict_in_generate=True, length_penalty=0.0, **options
+        ["The", "It"],
+        return_dict_in_generate=True,
+        output_scores=True,
+        length_penalty=0.0,
+        **options,
     )
     assert len(set(out.text[:3])) == 3 and out.steps == []
     scores = ensemble.logprob(out.text, prompt=["The"] * 3 + ["It"] * 3)
     np.testing.assert_allclose(
         out.output.sequences_scores, [score.low for score in scores], atol=1e-5
     )
-    greedy = ensemble.generate(["The", "It"], max_new_tokens=5)
+    greedy = ensemble.generate(["The", "It"], max_new_tokens=5, suppress_tokens=[END])
     worst = [score.low for score in ensemble.logprob(greedy.text, prompt=["The", "It"])]
     assert (np.array([scores[0].low, scores[3].low]) >= np.array(worst) - 1e-9).all()
 
@@ -222,7 +231,7 @@ def test_end_ends_a_text_and_the_others_go_on(ensemble: ik.Ensemble) -> None:
 def test_max_new_tokens_counts_symbols_and_is_256_by_default(ensemble: ik.Ensemble) -> None:
     out = ensemble.generate("清晨的市", max_new_tokens=9)
     assert len(out.sequences[0]) == 9 and len(out.text) == 3
-    assert ensemble.generate("The", min_new_tokens=300).sequences.shape == (1, 256)
+    assert ensemble.generate("The", suppress_tokens=[END]).sequences.shape == (1, 256)
 
 
 def test_further_ends_may_be_given(ensemble: ik.Ensemble) -> None:
@@ -278,11 +287,12 @@ def test_a_stop_string_is_cut_inside_a_symbol() -> None:
     model, tokenizer = taught("signed_bpe")
     symbols = ik.common_vocabulary(tokenizer)
     reduced = ik.ReducedLM(model, tokenizer, symbols)
-    whole = reduced.generate("The lighthouse kee", max_new_tokens=12)
-    assert whole.text.startswith("per's daughter hadn't seen")
+    whole = reduced.generate("The lighthouse", max_new_tokens=12)
+    assert whole.alphabet == "symbols"
+    assert whole.text.startswith(" keeper's daughter hadn't seen")
     assert len(whole.text) > 2 * 12  # symbols are longer than bytes
     for stop in ("aught", "s dau", "r", "hadn't se"):
-        out = reduced.generate("The lighthouse kee", max_new_tokens=12, stop_strings=[stop])
+        out = reduced.generate("The lighthouse", max_new_tokens=12, stop_strings=[stop])
         assert out.text == whole.text[: whole.text.index(stop) + len(stop)]
         assert out.sequences.shape[1] < 12
 
@@ -290,7 +300,7 @@ def test_a_stop_string_is_cut_inside_a_symbol() -> None:
 # Streams and characters
 
 
-@pytest.mark.parametrize("prompt", ["The lighthouse kee", UTF8])
+@pytest.mark.parametrize("prompt", ["The lighthouse kee", EMOJI])
 def test_a_streamer_shows_the_text(ensemble: ik.Ensemble, prompt: str) -> None:
     streamer = Collected(ensemble.tokenizer, skip_prompt=True)
     out = ensemble.generate(prompt, max_new_tokens=45, streamer=streamer)
@@ -309,9 +319,9 @@ def test_an_iterating_streamer_shows_the_text(ensemble: ik.Ensemble) -> None:
 
 def test_an_incomplete_character_is_held_back(ensemble: ik.Ensemble) -> None:
     seen = set()
-    for length in range(8, 14):
+    for length in range(1, 10):
         streamer = Collected(ensemble.tokenizer, skip_prompt=True)
-        out = ensemble.generate(UTF8, max_new_tokens=60 + length, streamer=streamer)
+        out = ensemble.generate(EMOJI, max_new_tokens=length, streamer=streamer)
         written = bytes(out.sequences[0].tolist())
         assert written.startswith(out.text.encode()) and is_utf8_so_far(written)
         assert "".join(streamer.pieces) == out.text and "\ufffd" not in out.text

@@ -168,7 +168,9 @@ def test_in_float64_nothing_is_left_of_the_difference(family: str) -> None:
     model = double(model_of(family))
     forest = language_model(model)
     assert forest.prefill([[5]])[1].dtype == torch.float64
-    assert walk(forest, model) <= 1e-12
+    # Transformers' eager attention has its softmax in float32 (Gemma 2, from 5.24 on).
+    eager = model.config._attn_implementation == "eager"
+    assert walk(forest, model) <= (1e-6 if eager else 1e-12)
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
@@ -230,6 +232,8 @@ def test_a_row_a_node_equals_plain_forwards(family: str) -> None:
 def test_other_families_equal_plain_forwards(family: str) -> None:
     overrides, cached = OTHERS[family]
     model = model_of(family, **overrides)
+    if not torch.allclose(last_logits(model, [5, 6])[0], last_logits(model, [5])[0], atol=1e-5):
+        pytest.skip("RoFormer sees ahead in transformers before 5.19")
     forest = language_model(model)
     assert type(forest) is BatchedKV and forest.cached == cached
     assert walk(forest, model) <= 5e-6
