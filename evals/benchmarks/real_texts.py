@@ -1,6 +1,7 @@
 """Texts that no model has seen: written for this benchmark, each some 260 to 400 bytes.
 
-Every text ends where a sentence or a statement ends, and where a token of either model may end.
+Every text ends where a sentence or a statement ends, so that its own tokens are seldom cut short;
+after the newline that ends code, a token may have more.
 """
 
 from dataclasses import dataclass

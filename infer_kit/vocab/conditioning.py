@@ -9,7 +9,7 @@ from typing import Any
 from infer_kit.chats import Chat
 from infer_kit.errors import InferKitError
 from infer_kit.vocab.reduction import Reduction
-from infer_kit.vocab.utf8 import is_text
+from infer_kit.vocab.utf8 import check_characters, is_text
 from infer_kit.vocab.vocabulary import Vocabulary
 
 HEALED = 2  # tokens: the last may be cut short, and the one before depends on it
@@ -68,6 +68,7 @@ def text_ids(vocabulary: Vocabulary, text: str, tokenizer: Any = None) -> list[i
     """
     if not isinstance(text, str):
         raise InferKitError(f"A prompt is a text, got {type(text).__name__}.")
+    check_characters(text, "The prompt")
     begin = list(vocabulary.begin_ids)
     if callable(tokenizer) and _has_special(vocabulary, text):
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -36,7 +36,7 @@ from infer_kit.vocab.members import (
 )
 from infer_kit.vocab.pooled_text import Pool, PooledText, advance_together
 from infer_kit.vocab.reading import PREFETCH, Reader
-from infer_kit.vocab.reducer import CertifiedReducer, check_eps
+from infer_kit.vocab.reducer import CertifiedReducer, ZeroProbability, check_eps
 from infer_kit.vocab.reduction import Mode, Reduction
 from infer_kit.vocab.results import EnsembleOutput, LogProb
 from infer_kit.vocab.symbol_lm import SymbolCache, SymbolLM, SymbolTokenizer, cut_at, with_stops
@@ -365,7 +365,16 @@ def _opened(
         for b in going:
             reducers[b].ahead = spelled[b][place + 1 :]
         steps = [reducers[b].advance(spelled[b][place]) for b in going]
-        reader.run(steps, [reducers[b] for b in going])
+        try:
+            reader.run(steps, [reducers[b] for b in going])
+        except ZeroProbability as error:
+            if not reduction.warpers:
+                raise
+            raise ZeroProbability(
+                f"token_warpers leave {reduction.vocabulary.name!r} no token for the end of the "
+                "prompt, which is read in bytes.",
+                hint="healing=0 reads it in tokens; or use weaker warpers.",
+            ) from error
     for reducer in reducers:
         reducer.condition()
     return reducers

@@ -10,6 +10,7 @@ from infer_kit.chats import as_chats
 from infer_kit.engine.arguments import check_model, context_length
 from infer_kit.errors import InferKitError, PromptTooLong
 from infer_kit.vocab.conditioning import Conditioning
+from infer_kit.vocab.utf8 import check_characters
 from infer_kit.vocab.vocabulary import Vocabulary
 
 
@@ -81,6 +82,7 @@ def as_texts(text: Any) -> list[str]:
     for number, piece in enumerate(texts):
         if not isinstance(piece, str) or not piece:
             raise InferKitError(f"Text {number} to score is {piece!r}; expected some text.")
+        check_characters(piece, f"Text {number} to score")
     return list(texts)
 
 

@@ -54,7 +54,7 @@ class Reduction:
             raise InferKitError(f"mode is {mode!r}; expected one of {', '.join(MODES)}.")
         self.vocabulary = vocabulary
         self.mode = mode
-        self._warpers = tuple(warpers)
+        self.warpers = tuple(warpers)
         if not isinstance(symbols, SubwordMap):
             symbols = SubwordMap(vocabulary, symbols)
         self.map = symbols
@@ -80,7 +80,7 @@ class Reduction:
                 f"The model gives {logits.shape[-1]} logits, its tokenizer has "
                 f"{len(self.vocabulary.tokens)} tokens."
             )
-        for warper in self._warpers:
+        for warper in self.warpers:
             logits = warper(torch.empty(len(logits), 0, dtype=torch.long), logits)
         host = logits.detach().cpu().numpy()[:, : len(self.vocabulary.tokens)]
         return [Row(self, row) for row in host]

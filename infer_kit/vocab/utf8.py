@@ -1,5 +1,7 @@
 """Characters in progress: what a text in bytes may still become."""
 
+from infer_kit.errors import InferKitError
+
 _LENGTHS = ((0x80, 1), (0xC2, 0), (0xE0, 2), (0xF0, 3), (0xF5, 4), (0x100, 0))
 # Range of the second byte, where it is not that of all later ones: no character is spelt longer
 # than it need be, and half of a surrogate pair is none.
@@ -52,3 +54,15 @@ def is_text(text: bytes) -> bool:
 def as_text(text: bytes) -> str:
     """Bytes as text, without those of an incomplete last character."""
     return text[: len(text) - len(open_tail(text))].decode("utf-8", "replace")
+
+
+def check_characters(text: str, what: str) -> None:
+    """Raise unless a text can be written in UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InferKitError(
+            f"{what} has half of a character ({text[error.start : error.end]!r}, a surrogate) at "
+            f"place {error.start}: no bytes spell it.",
+            hint="Give whole characters.",
+        ) from error

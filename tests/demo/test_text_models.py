@@ -77,7 +77,7 @@ def test_the_tokenizers_differ_in_kind(loaded) -> None:
     (_, one), (_, two) = loaded["a"], loaded["b"]
     assert json.loads(one.backend_tokenizer.to_str())["model"]["type"] == "BPE"
     assert json.loads(two.backend_tokenizer.to_str())["model"]["type"] == "Unigram"
-    assert one.tokenize(" red") == ["Ġred"] and two.tokenize("red") == ["▁red"]
+    assert one.tokenize(" the") == ["Ġthe"] and two.tokenize("the") == ["▁the"]
     assert one("red")["input_ids"][0] != one.bos_token_id
     assert two("red")["input_ids"][0] == two.bos_token_id
     assert loaded["a"][0].generation_config.eos_token_id == [
@@ -94,7 +94,7 @@ def test_any_text_comes_back(name: str, loaded) -> None:
     texts += [
         "Zoë und José: 12 €\n\n  (naïve)\t日本語 🙂.",
         "<0x41> is no byte token",
-        " two  spaces ",
+        "two  spaces ",
     ]
     for given in texts:
         ids = tokenizer(given, add_special_tokens=False)["input_ids"]
@@ -192,11 +192,11 @@ def test_bits_per_byte_is_the_sum_over_the_forward(loaded) -> None:
 
 def test_the_canonical_share_counts_other_spellings(loaded) -> None:
     _, tokenizer = loaded["a"]
-    ids = tokenizer(" the red ball")["input_ids"]
+    ids = tokenizer(" was the present")["input_ids"]
     assert evaluate.canonical_share(tokenizer, [ids]) == 1.0
-    letters = tokenizer.convert_tokens_to_ids(["Ġ", "r", "e", "d"])
-    odd = [*tokenizer(" the")["input_ids"], *letters, *tokenizer(" ball")["input_ids"]]
-    assert evaluate.canonical_share(tokenizer, [odd]) == pytest.approx(1 - 4 / len(odd))
+    letters = tokenizer.convert_tokens_to_ids(["Ġ", "t", "h", "e"])  # for "Ġthe"
+    odd = [ids[0], *letters, *ids[2:]]
+    assert evaluate.canonical_share(tokenizer, [odd, ids]) == pytest.approx((3 + 4) / 11)
 
 
 def test_questions_are_held_out_and_of_their_kind() -> None:

@@ -127,4 +127,4 @@ def test_a_batch_writes_what_each_prompt_writes_alone(bayes) -> None:
     alone = [bayes.generate(prompt, max_new_tokens=15, **GREEDY) for prompt in prompts]
     assert together.text == [out.text for out in alone]
     for member in range(2):
-        assert together.calls[member] < sum(out.calls[member] for out in alone) / 2
+        assert together.calls[member] < 0.7 * sum(out.calls[member] for out in alone)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -90,14 +90,55 @@ def fallback_unigram() -> Tokenizer:
     return Tokenizer.from_str(json.dumps(spec))
 
 
+def _few_letters(split: bool, size: int) -> Tokenizer:
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
+    core.train_from_iterator(["ab'll  ab ba'l \n\nlab\n bal   all  b'la" * 9], trainer)
+    return core
+
+
 @cache
 def few_letters_bpe() -> Tokenizer:
     """Splits words as GPT-2 does, over six letters: all its texts can be enumerated."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=22, special_tokens=SPECIAL, show_progress=False)
-    core.train_from_iterator(["ab'll  ab ba'l \n\nlab\n bal   all  b'la" * 9], trainer)
+    return _few_letters(True, 22)
+
+
+@cache
+def few_letters_unsplit_bpe() -> Tokenizer:
+    """The same letters, and texts that are not split."""
+    return _few_letters(False, 19)
+
+
+# Ways to split a text that look at other things than GPT-2's, over one BPE.
+SPLITTERS = {
+    "llama3": [LLAMA3],
+    "tekken": [
+        _CASED + r"*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|" + _CASED + r"+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+        r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ],
+    "deepseek": [
+        r"\p{N}{1,3}",
+        r"[一-龥぀-ゟ゠-ヿ]+",
+        r"[!-/:-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+        r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ],
+    "bloom": [r" ?[^(\s|[.,!?…。，、।۔،])]+"],
+    # Groups of three from the right: what a digit belongs to depends on all that follow.
+    "digits": [r"\p{N}{1,3}(?=(?:\p{N}{3})*(?:\P{N}|$))", r"\s+|[^\s\p{N}]+|\p{N}+"],
+}
+
+
+@cache
+def resplit_bpe(splitter: str) -> Tokenizer:
+    core = Tokenizer.from_str(unsplit_bpe().to_str())
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=splitter == "marks")
+    parts = [pre_tokenizers.Split(Regex(p), "isolated") for p in SPLITTERS.get(splitter, [])]
+    if splitter == "marks":
+        parts = [pre_tokenizers.Punctuation("isolated"), pre_tokenizers.Digits(True)]
+    core.pre_tokenizer = pre_tokenizers.Sequence([*parts, plain])
+    core.add_tokens([AddedToken(text, normalized=False) for text in ADDED])
     return core
 
 
@@ -113,10 +154,16 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "fallback_unigram": fallback_unigram,
     "wordpiece": trained.wordpiece,
 }
-UNSPLIT = ("unsplit_bpe", "signed_bpe")  # never split a text into words
+UNSPLIT = ("unsplit_bpe", "signed_bpe", "few_letters_unsplit_bpe")  # never split a text into words
+
+
+OTHERS: dict[str, Callable[[], Tokenizer]] = {
+    "few_letters_bpe": few_letters_bpe,
+    "few_letters_unsplit_bpe": few_letters_unsplit_bpe,
+    **{name: partial(resplit_bpe, name) for name in (*SPLITTERS, "marks")},
+}
 
 
 @cache
 def vocabulary(kind: str) -> Vocabulary:
-    make = few_letters_bpe if kind == "few_letters_bpe" else KINDS[kind]
-    return Vocabulary.from_hf(trained.wrapped(make()), name=kind)
+    return Vocabulary.from_hf(trained.wrapped((KINDS | OTHERS)[kind]()), name=kind)

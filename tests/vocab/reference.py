@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from infer_kit.vocab.canonical import CONTEXTS
+from infer_kit.vocab.canonical import CONTEXTS, Canonicality
 from infer_kit.vocab.conditioning import Conditioning
 from infer_kit.vocab.reading import Reader
 from infer_kit.vocab.reducer import CertifiedReducer
@@ -449,3 +449,31 @@ def reached(
 
 def total_variation(p: Float, q: Float) -> float:
     return 0.5 * float(np.abs(p - q).sum())
+
+
+def rejections(
+    canonicality: Canonicality,
+    vocabulary: Vocabulary,
+    ids: Sequence[int],
+    before: Sequence[int] = (),
+) -> list[int]:
+    """Places of tokens that are rejected, where a reducer goes along `ids` byte by byte."""
+    window, since = canonicality.open(before)
+    found = []
+    for place, token in enumerate(ids):
+        spelling = vocabulary.tokens[token]
+        alive = True
+        for count, byte in enumerate(spelling, 1):
+            window = window.step(bytes([byte]))
+            if count == len(spelling):
+                longer = canonicality.follow(window, since, token)
+                alive = alive and longer is not None
+                since = longer or ()
+            moved, certain = window.anchored()
+            if moved is not window:
+                alive = alive and since[: len(certain)] == certain
+                window, since = moved, since[len(certain) :]
+        if not alive:
+            found.append(place)
+            window, since = canonicality.open()
+    return found

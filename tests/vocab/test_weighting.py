@@ -110,7 +110,7 @@ def test_a_function_gives_the_weights_of_each_step() -> None:
     np.testing.assert_allclose(weighting.at(weighting.start(), laws), laws[:, 0] / laws[:, 0].sum())
     np.testing.assert_allclose(seen[0], 1 / 3)
     wrong = make_weighting(lambda laws, prior: prior[:2], 3, "mixture", 0.01)
-    with pytest.raises(InferKitError, match=r"returned shape \\[2\\]; expected \\[3\\]"):
+    with pytest.raises(InferKitError, match=r"returned shape \[2\]; expected \[3\]"):
         wrong.at(wrong.start(), laws)
     endless = make_weighting(lambda laws, prior: prior / 0.0 * 0.0, 3, "mixture", 0.01)
     with np.errstate(all="ignore"), pytest.raises(InferKitError, match="finite weights"):
