@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-HELPERS = {"__main__", "measuring", "lvr_models", "lvr_peers"}
+HELPERS = {"__main__", "measuring", "lvr_models", "lvr_peers", "real_models", "real_texts"}
 
 if __name__ == "__main__":
     folder = Path(__file__).parent

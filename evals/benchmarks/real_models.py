@@ -55,11 +55,22 @@ def from_package(name: str) -> Loaded:
 
 
 def from_folder(folder: Path) -> Loaded:
-    """A model and its tokenizer from a folder in transformers' format, in float32."""
+    """A model and its tokenizer from a folder in transformers' format, in float32.
+
+    Raises:
+        InferKitError: no such folder.
+    """
+    if not (folder / "config.json").is_file():
+        raise InferKitError(f"{folder} holds no model in transformers' format.")
     options = {"local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     model = AutoModelForCausalLM.from_pretrained(folder, **options, dtype=torch.float32)
     return model.eval(), tokenizer
+
+
+def cache_of(name: str, cache: Path = CACHE) -> Path:
+    """Where the folder of a model is kept; it need not be there."""
+    return cache.expanduser() / name
 
 
 def cached(name: str, cache: Path = CACHE) -> Path:
@@ -68,7 +79,7 @@ def cached(name: str, cache: Path = CACHE) -> Path:
     Raises:
         InferKitError: there is none, and the package is not installed.
     """
-    folder = cache.expanduser() / name
+    folder = cache_of(name, cache)
     if not folder.exists():
         model, tokenizer = from_package(name)
         folder.parent.mkdir(parents=True, exist_ok=True)

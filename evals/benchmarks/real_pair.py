@@ -27,9 +27,8 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from evals.benchmarks.measuring import Claim, arguments, at_most, report
-from evals.benchmarks.real_models import NAMES, cached, from_folder
+from evals.benchmarks.real_models import NAMES, cache_of, cached, from_folder, why_missing
 from evals.benchmarks.real_texts import SAMPLES, Sample
-from infer_kit.errors import InferKitError
 from infer_kit.vocab.ensemble import Ensemble
 from infer_kit.vocab.language_models import language_model
 from infer_kit.vocab.pooled_text import PooledText
@@ -271,15 +270,18 @@ def answer(members: Sequence[Member], prompt: str, options: Mapping[str, Any]) -
 
 def load(folders: Mapping[str, Path | None]) -> list[Member] | None:
     """Both models, or None, with what to do printed, where one is not to be had."""
-    members = []
-    for name, folder in folders.items():
-        try:
-            folder = folder or cached(name)
-        except InferKitError as error:
-            print(f"{name}: {error} Not measured.")
-            continue
-        members.append(Member.of(*from_folder(folder)))
-    return members if len(members) == len(folders) else None
+    missing = [
+        f"{name} is not here: {reason}"
+        for name, folder in folders.items()
+        if folder is None and not cache_of(name).exists() and (reason := why_missing(name))
+    ]
+    if missing:
+        print("\n".join([*missing, "Nothing was measured."]))
+        return None
+    return [
+        Member.of(*from_folder(cached(name) if folder is None else folder))
+        for name, folder in folders.items()
+    ]
 
 
 def main() -> None:

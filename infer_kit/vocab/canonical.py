@@ -346,12 +346,13 @@ class _TextWindow:
         # and it may lie across splits.
         begun = self._of.begun(self.text)
         last = len(self.text) - max(begun, default=0)
-        before = (self._of.reading(self.text[:-count].decode(), "") for count in begun)
+        before = ((self._of.reading(self.text[:-count].decode(), ""), "") for count in begun)
         splits = set(range(1, last + 1))
         readings = []
-        for reading in chain(self.readings(), before):
+        for reading, context in chain(zip(self.readings(), CONTEXTS, strict=True), before):
             readings.append(reading)
-            splits &= {*reading.starts, *reading.ends[-1:]}
+            # The end of a text by itself closes its last word.
+            splits &= {*reading.starts, *(() if context else reading.ends[-1:])}
             if not splits:
                 return self, ()
         place = max(splits)
