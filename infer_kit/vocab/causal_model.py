@@ -134,7 +134,8 @@ def position_limit(model: PreTrainedModel) -> tuple[int, str] | None:
     if config.model_type == "mpt":  # a table of distances
         return int(config.max_seq_len), f"it has {config.max_seq_len} positions"
     size = getattr(config, "max_position_embeddings", None)
-    tensors = chain(model.named_parameters(), model.named_buffers())
+    decoder = model.get_decoder() or model  # not the images' tower, which has a table of its own
+    tensors = chain(decoder.named_parameters(), decoder.named_buffers())
     if any(_POSITION_TABLE.search(name) for name, _ in tensors):
         return None if size is None else (int(size), f"it has {size} positions")
     rope = getattr(config, "rope_parameters", None) or {}
