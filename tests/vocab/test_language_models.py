@@ -160,7 +160,8 @@ def test_a_tree_equals_plain_forwards(family: str) -> None:
     forest = language_model(model)
     assert type(forest) is TreeKV
     # Rounding of float32, of the plain forward too; with float64 below nothing is left of it.
-    assert walk(forest, model) <= (3e-6 if family in NO_FLOAT64 | {"gemma4_text"} else 1.5e-6)
+    deep = NO_FLOAT64 | {"gemma4_text", "gemma3n_text"}  # more steps to round
+    assert walk(forest, model) <= (3e-6 if family in deep else 1.5e-6)
 
 
 @pytest.mark.parametrize("family", FLOAT64)
