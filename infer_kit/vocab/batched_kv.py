@@ -8,21 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
-from infer_kit.engine.cache_merge import check_mergeable, has_keys, merge_caches
+from infer_kit.engine.cache_merge import has_keys, merge_caches
 from infer_kit.engine.cache_name import CACHE
-from infer_kit.errors import NotMergeable
 from infer_kit.vocab.causal_model import CausalModel, Handle, forgotten
-from infer_kit.vocab.tree_kv import BY_PLACE
+from infer_kit.vocab.forest_facts import cache_argument, pads
 
 _READ_TOGETHER = 4096  # tokens of equally long sequences that are read whole in one forward
-
-# Families without an argument for positions where padding in front changes nothing: ALiBi.
-_DISTANCES = frozenset({"bloom", "mpt"})
-# Families that are read whole each time: RecurrentGemma keeps its state on its modules, MiniMax in
-# a cache of its own class; Nemotron-H bounds its time steps in a pass, not in single steps.
-_READ_WHOLE = frozenset({"recurrent_gemma", "minimax", "nemotron_h"})
 
 
 @dataclass(slots=True, eq=False)
@@ -243,36 +236,6 @@ class BatchedKV:
         handle, self._next = self._next, self._next + 1
         self._nodes[handle] = node
         return handle
-
-
-def pads(model: PreTrainedModel, parameters: set[str]) -> bool:
-    """Whether rows of unequal length can share a batch, the shorter ones padded in front."""
-    config = model.config.get_text_config(decoder=True)
-    if config.model_type in BY_PLACE:
-        return False
-    if "position_ids" in parameters or config.model_type in _DISTANCES:
-        return True
-    layers = DynamicCache(config=config).layers
-    return not any(isinstance(layer, DynamicLayer) for layer in layers)  # Mamba: nothing to pad
-
-
-def cache_argument(model: PreTrainedModel, parameters: set[str]) -> str | None:
-    """Under what name a forward takes a cache whose rows can be picked and joined; None if none.
-
-    RWKV and xLSTM keep their state in forms of their own.
-    """
-    if model.config.model_type in _READ_WHOLE:
-        return None
-    name = next((name for name in (CACHE, "cache_params") if name in parameters), None)
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    recurrent = any(hasattr(layer, "conv_states") for layer in cache.layers)
-    if (model._is_stateful or name == "cache_params") and not recurrent:
-        return None
-    try:
-        check_mergeable(cache, 0)
-    except NotMergeable:
-        return None
-    return name
 
 
 def _equally_long(paths: Sequence[tuple[int, ...]]) -> list[list[int]]:

@@ -3,8 +3,8 @@
 from transformers import PreTrainedModel
 
 from infer_kit.vocab.batched_kv import BatchedKV as BatchedKV
+from infer_kit.vocab.forest_facts import why_no_tree
 from infer_kit.vocab.tree_kv import TreeKV as TreeKV
-from infer_kit.vocab.tree_kv import why_no_tree
 
 
 def language_model(model: PreTrainedModel) -> TreeKV | BatchedKV:

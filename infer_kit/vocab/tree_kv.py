@@ -9,67 +9,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 from infer_kit.engine.cache_name import CACHE
-from infer_kit.engine.model_facts import forward_parameters
 from infer_kit.errors import InferKitError
 from infer_kit.vocab.causal_model import CausalModel, Handle, forgotten
+from infer_kit.vocab.forest_facts import mask_kinds, why_no_tree, windows
+from infer_kit.vocab.tree_layer import ROOM, Fill, TreeLayer
 
 PACKED = 2048
 """Prompts share a forward while they have no more tokens together."""
 
 _GARBAGE = 64  # dropped positions that are left where they are, beside an eighth of those in use
-_ROOM = 256  # positions that a layer has room for at first
-
-_ATTENTION = ("sdpa", "eager")
-# Families without transformers' common attention interface that pass a mask on as it is.
-_PASS_MASKS = frozenset({"falcon", "gptj", "stablelm", "xglm"})
-# Families that take a token's place in the cache for its position, beside `position_ids`.
-BY_PLACE = frozenset({"llama4", "llama4_text"})
-_SPANS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-
-
-def why_no_tree(model: PreTrainedModel) -> str | None:
-    """Why a model cannot read a forest from one row of its cache; None where it can.
-
-    It has to take a mask for each pair of query and key, a position for each token, and keep
-    nothing but keys and values. All of this is read off the class and its config; no model is
-    tried.
-    """
-    config = model.config.get_text_config(decoder=True)
-    if config._attn_implementation not in _ATTENTION:
-        return f"its attention is {config._attn_implementation}, which takes no mask of ancestors"
-    if model.config.model_type in BY_PLACE or config.model_type in BY_PLACE:
-        return "its attention takes a token's place in the cache for its position"
-    if {"position_ids", "attention_mask", CACHE} - forward_parameters(model):
-        return "its forward takes no positions or no cache"
-    if getattr(config, "alibi", False):
-        return "its positions are distances in the cache (ALiBi)"
-    if not model._supports_attention_backend and config.model_type not in _PASS_MASKS:
-        return "its attention is of its own kind, and may make its masks itself"
-    if model._is_stateful:
-        return "its layers keep a state besides keys and values"
-    for layer in DynamicCache(config=config).layers:
-        kind = type(layer)
-        if kind not in (DynamicLayer, DynamicSlidingWindowLayer) and kind.__name__ != "DummyLayer":
-            return f"a layer of its cache is a {kind.__name__}"
-        if getattr(layer, "sliding_window", None) not in (None, *_windows(config).values()):
-            return "its layers have windows of several sizes"
-    unknown = [kind for kind in mask_kinds(config) if kind not in (*_SPANS, "full_attention")]
-    return f"it has layers of kind {unknown[0]}" if unknown else None
-
-
-def mask_kinds(config: Any) -> list[str]:
-    """The kinds of masks that a model's layers take, by transformers' own rule for made masks."""
-    if getattr(config, "layer_types", None) is not None:
-        return sorted(set(config.layer_types))
-    return next(([kind] for kind in _windows(config)), ["full_attention"])
-
-
-def _windows(config: Any) -> dict[str, int]:
-    sizes = {kind: getattr(config, name, None) for kind, name in _SPANS.items()}
-    return {kind: size for kind, size in sizes.items() if size is not None}
 
 
 @dataclass(slots=True)
@@ -87,67 +38,6 @@ class _Node:
     slot: int
     depth: int
     seen: int
-
-
-class _Fill:
-    """How far the layers of a cache are filled.
-
-    Attributes:
-        slots: places in use.
-        shown: those that the forward under way sees; none in a prefill.
-    """
-
-    slots = 0
-    shown = 0
-
-
-class TreeLayer(DynamicLayer):
-    """Keys and values `[1, heads, slots, width]` in buffers with room, so that growing is rare.
-
-    Full length whatever the model's window is: a window goes by positions, and neighbours in this
-    cache need not be neighbours in a text.
-    """
-
-    def __init__(self, fill: _Fill) -> None:
-        super().__init__()
-        self._fill = fill
-        self._room: list[Tensor] = []
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Keep new states, and return all that the forward under way sees."""
-        new, start = (key_states, value_states), self._fill.slots
-        end = start + key_states.shape[-2]
-        if not self._room or end > self._room[0].shape[-2]:
-            self._grow(new, start, end)
-        for room, states in zip(self._room, new, strict=True):
-            room[:, :, start:end] = states
-        if not self._fill.shown:
-            return key_states, value_states
-        keys, values = (room[:, :, :end] for room in self._room)
-        return keys, values
-
-    def get_seq_length(self) -> int:
-        return self._fill.shown
-
-    def move(self, slots: Tensor, start: int) -> None:
-        """Put the states of `slots` in their order from `start` on."""
-        end = start + len(slots)
-        for room in self._room:
-            room[:, :, start:end] = room.index_select(2, slots.to(room.device))
-
-    def release(self) -> None:
-        """Give the memory back."""
-        self._room = []
-
-    def _grow(self, new: tuple[Tensor, Tensor], start: int, end: int) -> None:
-        old, self._room = self._room, []
-        for index, states in enumerate(new):
-            room = states.new_empty(*states.shape[:2], max(_ROOM, 2 * end), states.shape[-1])
-            if start:
-                room[:, :, :start] = old[index][:, :, :start]
-            self._room.append(room)
 
 
 class TreeKV:
@@ -169,10 +59,10 @@ class TreeKV:
                                 "Use BatchedKV, or language_model, which chooses.")  # fmt: skip
         self._lm = CausalModel(model)
         config = self._lm.config
-        kinds, windows = mask_kinds(config), _windows(config)
-        self._windows = {kind: windows.get(kind) for kind in kinds}
+        sizes = windows(config)
+        self._windows = {kind: sizes.get(kind) for kind in mask_kinds(config)}
         self._masks_by_kind = getattr(config, "layer_types", None) is not None
-        self._fill = _Fill()
+        self._fill = Fill()
         self._layers: list[TreeLayer] = []
         layers: list[Any] = DynamicCache(config=config).layers
         for index, layer in enumerate(layers):
@@ -180,7 +70,7 @@ class TreeKV:
                 layers[index] = TreeLayer(self._fill)
                 self._layers.append(layers[index])
         self._cache = Cache(layers=layers)
-        self._depths = np.zeros(_ROOM, np.int64)  # of the token in each slot
+        self._depths = np.zeros(ROOM, np.int64)  # of the token in each slot
         self._nodes: dict[Handle, _Node] = {}  # parents come before their children
         self._next = 0
         self.rows = 0
