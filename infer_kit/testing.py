@@ -22,7 +22,6 @@ from infer_kit.vocab.language_models import language_model
 from infer_kit.vocab.reading import Reader
 from infer_kit.vocab.reducer import CertifiedReducer
 from infer_kit.vocab.reduction import Mode, Reduction
-from infer_kit.vocab.reduction import Row as TokenLaw
 from infer_kit.vocab.vocabulary import Vocabulary
 
 Row = Mapping[str, Any]
@@ -295,20 +294,22 @@ def assert_lossless_law(
     reduction = Reduction(Vocabulary.from_hf(tokenizer, model), mode="full")
     vocabulary = reduction.vocabulary
 
-    def law(ids: list[int]) -> TokenLaw:
+    kept = [*map(int, vocabulary.text_ids), *vocabulary.end_ids]
+
+    def law(ids: list[int]) -> dict[int, float]:
         with torch.no_grad():
-            logits = model(torch.tensor([ids], device=model.device)).logits[:, -1]
-        return reduction.rows(logits)[0]
+            logits = model(torch.tensor([ids], device=model.device)).logits[0, -1].double()
+        return dict(zip(kept, logits[kept].softmax(0).tolist(), strict=True))
 
     def ways(ids: list[int], rest: bytes, mass: float) -> float:
-        row = law(ids)
+        masses = law(ids)
         if not rest:
-            return mass * row.end
-        masses = dict(zip(reduction.tokens.tolist(), row.masses.tolist(), strict=True))
-        fitting = [id for id in masses if rest.startswith(vocabulary.tokens[id] or b"?")]
+            return mass * math.fsum(masses[id] for id in vocabulary.end_ids)
+        spelt = {id: vocabulary.tokens[id] or b"" for id in masses}
         return math.fsum(
-            ways([*ids, id], rest[len(vocabulary.tokens[id] or b"") :], mass * masses[id])
-            for id in fitting
+            ways([*ids, id], rest[len(text) :], mass * masses[id])
+            for id, text in spelt.items()
+            if text and rest.startswith(text)
         )
 
     start = list(vocabulary.empty_ids)

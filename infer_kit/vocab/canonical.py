@@ -22,8 +22,12 @@ from infer_kit.vocab.vocabulary import Vocabulary
 Tokens = tuple[int, ...]
 
 # What may follow a text, one of each kind that pre-tokenizers tell apart.
-# "s", "l" and "e" go on with what an apostrophe began: 's, 'll, 're.
-CONTEXTS = ("", "a", " ", " a", "\n", "1", ".", "A", "'s", "中", "s", "l", "e", "🙂")
+# "s", "l" and "e" go on with what an apostrophe began: 's, 'll, 're. "1" and "11" are for digits
+# in groups of three from the right.
+CONTEXTS = (
+    *("", "a", " ", " a", "\n", "1", ".", "A", "'s", "中"),
+    *("s", "l", "e", "🙂", "11"),
+)
 _PROBE = "it's a b2\n\nC, d: 中文 .5"
 _KEPT = 4096  # windows remembered
 
@@ -212,8 +216,9 @@ class WindowCanonicality:
         self._merging = merging
         self._alphabet = _byte_alphabet() if vocabulary.kind == "byte_bpe" else None
         self.window = lru_cache(_KEPT)(lambda text: _TextWindow(self, text))
-        added = [self._tokens[id] or b"" for id in encoder.get_added_tokens_decoder()]
-        self._begun = frozenset(text[:end] for text in added for end in range(1, len(text)))
+        self.added = frozenset(encoder.get_added_tokens_decoder())
+        texts = [self._tokens[id] or b"" for id in self.added]
+        self._begun = frozenset(text[:end] for text in texts for end in range(1, len(text)))
         self._longest_begun = max(map(len, self._begun), default=0)
 
     def open(self, before: Sequence[int] = ()) -> tuple[Window, Tokens]:
@@ -310,7 +315,29 @@ class _TextWindow:
             return True
         if self._rest:
             return self._allows_open(since)
-        return any(reading.tokens[: len(since)] == since for reading in self.readings())
+        if any(reading.tokens[: len(since)] == since for reading in self.readings()):
+            return True
+        return since in self._words_in_progress
+
+    @cached_property
+    def _words_in_progress(self) -> set[Tokens]:
+        """Tokens where the last word goes on, whatever its next letters: BPE up to here.
+
+        That they go on is all that is taken from the contexts: in "I'VE" the tokens "I'" and "VE"
+        may be merged where in "I's" they are "I" and "'s".
+        """
+        found: set[Tokens] = set()
+        if self._of.merged(b"") is None:
+            return found  # elsewhere the next letters change nothing before them
+        for reading in self.readings():
+            begin = max((start for start in reading.starts if start < self._length), default=0)
+            before = reading.up_to(begin)
+            goes_on = reading.ends[-1:] > (self._length,) and self._length not in reading.starts
+            if before is None or not goes_on:
+                continue
+            if reading.tokens[len(before)] not in self._of.added:  # these are never merged
+                found.add(before + (self._of.merged(self.text[begin:]) or ()))
+        return found
 
     def _allows_open(self, since: Tokens) -> bool:
         """The same where the window ends inside a character."""

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from infer_kit.engine.arguments import check_evaluating
-from infer_kit.engine.cache_name import CACHE
 from infer_kit.engine.call import resolve_call
 from infer_kit.errors import InferKitError
 from infer_kit.vocab.alphabet import choose_alphabet
@@ -34,12 +32,14 @@ from infer_kit.vocab.members import (
     checked_members,
     prompts_for,
 )
-from infer_kit.vocab.pooled_text import Pool, PooledText, advance_together
+from infer_kit.vocab.pace import Pace
+from infer_kit.vocab.pooled_text import Pool, PooledText
 from infer_kit.vocab.reading import PREFETCH, Reader
-from infer_kit.vocab.reducer import CertifiedReducer, ZeroProbability, check_eps
+from infer_kit.vocab.reducer import CertifiedReducer, Steps, ZeroProbability, check_eps
 from infer_kit.vocab.reduction import Mode, Reduction
 from infer_kit.vocab.results import EnsembleOutput, LogProb
-from infer_kit.vocab.symbol_lm import SymbolCache, SymbolLM, SymbolTokenizer, cut_at, with_stops
+from infer_kit.vocab.symbol_call import cut_at, generate_symbols
+from infer_kit.vocab.symbol_lm import SymbolLM, SymbolTokenizer
 from infer_kit.vocab.token_ensemble import TokenEnsemble
 from infer_kit.vocab.trie import Float
 from infer_kit.vocab.utf8 import as_text
@@ -163,18 +163,10 @@ class Ensemble:
         prompts, single = as_prompts(prompt)
         if self._coupled is not None:
             return self._coupled.generate(prompts, single, generate_kwargs)
-        tokenizer = self._lm.tokenizer
-        kwargs, stops = alphabet_keywords(generate_kwargs, tokenizer.eos_token_id)
+        kwargs, stops = alphabet_keywords(generate_kwargs, self._lm.tokenizer.eos_token_id)
         config = resolve_call(self._lm, kwargs, len(prompts))
         texts, readers = self._start(self._conditionings(prompts))
-        state = SymbolCache(texts, readers)
-        begin = torch.full((len(prompts), 1), tokenizer.bos_token_id, device=self._lm.device)
-        output = self._lm.generate(
-            input_ids=begin,
-            attention_mask=torch.ones_like(begin),
-            **{CACHE: state},
-            **with_stops(kwargs, tokenizer, stops, 1),
-        )
+        output, state = generate_symbols(self._lm, texts, readers, kwargs, config, stops)
         sequences = output.sequences if isinstance(output, ModelOutput) else output
         sequences = sequences[:, 1:]
         copies = len(sequences) // len(prompts)
@@ -217,15 +209,7 @@ class Ensemble:
         split = [self._split(piece, before) for piece, before in zip(texts, prompts, strict=True)]
         symbols = [spelled for _, spelled in split]
         states, readers = self._start(self._conditionings([before for before, _ in split]))
-        for place in range(max(map(len, symbols))):
-            going = [b for b, spelled in enumerate(symbols) if place < len(spelled)]
-            for b in going:
-                states[b].foresee(symbols[b][place + 1 : place + 1 + _AHEAD])
-            advance_together(
-                [states[b] for b in going], [symbols[b][place] for b in going], readers
-            )
-            for member, reader in enumerate(readers):
-                reader.forget(state.reducers[member] for state in states)
+        _read_all(Pace(states, readers), symbols)
         if end:
             for member, reader in enumerate(readers):
                 reducers = [state.reducers[member] for state in states]
@@ -360,21 +344,39 @@ def _opened(
         reduction.of_tokens(c.forced) if c.forced or not reduction.map.is_bytes else c.prefix
         for c in conditionings
     ]
-    for place in range(max(map(len, spelled))):
-        going = [b for b, symbols in enumerate(spelled) if place < len(symbols)]
-        for b in going:
-            reducers[b].ahead = spelled[b][place + 1 :]
-        steps = [reducers[b].advance(spelled[b][place]) for b in going]
-        try:
-            reader.run(steps, [reducers[b] for b in going])
-        except ZeroProbability as error:
-            if not reduction.warpers:
-                raise
-            raise ZeroProbability(
-                f"token_warpers leave {reduction.vocabulary.name!r} no token for the end of the "
-                "prompt, which is read in bytes.",
-                hint="healing=0 reads it in tokens; or use weaker warpers.",
-            ) from error
+    try:
+        reader.run([_forced(r, s) for r, s in zip(reducers, spelled, strict=True)], reducers)
+    except ZeroProbability as error:
+        if not reduction.warpers:
+            raise
+        raise ZeroProbability(
+            f"token_warpers leave {reduction.vocabulary.name!r} no token for the end of the "
+            "prompt, which is read in bytes.",
+            hint="healing=0 reads it in tokens; or use weaker warpers.",
+        ) from error
     for reducer in reducers:
         reducer.condition()
     return reducers
+
+
+def _forced(reducer: CertifiedReducer, symbols: Sequence[int]) -> Steps:
+    for place, symbol in enumerate(symbols):
+        reducer.ahead = symbols[place + 1 :]
+        yield from reducer.advance(symbol)
+
+
+def _read_all(pace: Pace, symbols: Sequence[Sequence[int]]) -> None:
+    """Texts to score are read to their ends, each at its own pace."""
+    places = [0] * len(symbols)
+    going = set(range(len(symbols)))
+    while going:
+        for row in [row for row in going if not pace.waits(row)]:
+            place, places[row] = places[row], places[row] + 1
+            if place == len(symbols[row]):
+                going.remove(row)
+                continue
+            pace.texts[row].foresee(symbols[row][place + 1 : place + 1 + _AHEAD])
+            pace.start(row, symbols[row][place])
+        if going and all(map(pace.waits, going)):
+            pace.read(going)
+        pace.forget()

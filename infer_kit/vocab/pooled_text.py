@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer_kit.errors import InferKitError
-from infer_kit.vocab.reading import Reader
 from infer_kit.vocab.reducer import CertifiedReducer, ZeroProbability
 from infer_kit.vocab.trie import Float
 from infer_kit.vocab.weighting import Weighting
@@ -27,6 +26,11 @@ class Record:
     logprobs: list[Float] = field(default_factory=list)
     low: list[float] = field(default_factory=list)
     high: list[float] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Symbols so far."""
+        return len(self.low)
 
     def copy(self) -> "Record":
         return Record(*(list(part) for part in vars(self).values()))
@@ -68,6 +72,11 @@ class PooledText:
         return twin
 
     @property
+    def length(self) -> int:
+        """Symbols since the prompt."""
+        return self.record.length
+
+    @property
     def weights(self) -> Float:
         """[N] weights of the step that comes."""
         if not self._weighting.needs_laws:
@@ -105,14 +114,13 @@ class PooledText:
         """
         if self._law is None:
             laws, weights = self._laws(), self.weights
-            text = np.ones(laws.shape[1], np.bool_)
-            for reducer in self.reducers:
-                if reducer.reduction.mode != "full":
-                    text &= reducer.reduction.may_write(reducer.character)
             # A member without mass for a symbol may have it in what it left unread.
             ledgers = np.array([[reducer.ledger] for reducer in self.reducers])
             unread = (laws == 0) & (ledgers > 0)
-            writable = text & ((laws > 0) | unread).all(0)
+            writable = ((laws > 0) | unread).all(0)
+            for reducer in self.reducers:
+                if reducer.reduction.mode != "full":
+                    writable &= reducer.reduction.may_write(reducer.character)
             if self._pool != "mixture":
                 shares = ledgers / (1 + ledgers) / np.maximum(unread.sum(1, keepdims=True), 1)
                 laws = np.where(unread, shares, laws)
@@ -262,16 +270,3 @@ class Before:
     weights: Float
     tv_bound: float | None
     logprobs: Float
-
-
-def advance_together(
-    texts: Sequence[PooledText], symbols: Sequence[int], readers: Sequence[Reader]
-) -> None:
-    """Every text goes on by its symbol; each model's forwards are shared by all texts."""
-    before = [text.before() for text in texts]
-    for member, reader in enumerate(readers):
-        reducers = [text.reducers[member] for text in texts]
-        steps = [r.advance(symbol) for r, symbol in zip(reducers, symbols, strict=True)]
-        reader.run(steps, reducers)
-    for text, symbol, known in zip(texts, symbols, before, strict=True):
-        text.after(symbol, known)

@@ -66,7 +66,6 @@ class Reduction:
         )
         self.tokens: NDArray[np.int64] = text_ids[self.trie.order]  # in the trie's order
         self.ends = np.asarray(vocabulary.end_ids, np.int64)
-        self.banned = np.asarray(vocabulary.banned_ids)
         self._successors: dict[tuple[bytes, Tokens], NDArray[np.bool_]] = {}
         self._writable: dict[bytes, NDArray[np.bool_]] = {}
         self.canonicality: Canonicality = (
@@ -117,43 +116,40 @@ class Reduction:
 class Row:
     """The law of the next token after one sequence, made when needed; float64."""
 
-    __slots__ = ("_law", "_logits", "_reduction")
+    __slots__ = ("_end", "_law", "_logits", "_reduction")
 
     def __init__(self, reduction: Reduction, logits: NDArray[np.floating]) -> None:
         self._reduction = reduction
         self._logits = logits
         self._law: Float | None = None
-
-    def part(self, low: int, high: int) -> Float:
-        """[high - low] masses of tokens with text, by their places in the trie's order."""
-        return self._made()[self._reduction.tokens[low:high]]
+        self._end = 0.0
 
     @property
     def masses(self) -> Float:
         """[tokens with text] in the trie's order, summing to 1 with `end`."""
-        return self._made()[self._reduction.tokens]
+        if self._law is None:
+            # Only these are normalised: what is banned has no mass.
+            law = self._logits.take(self._reduction.tokens).astype(np.float64)
+            ends = self._logits[self._reduction.ends].astype(np.float64)
+            top = max(law.max(), ends.max(initial=-np.inf))
+            law -= top
+            np.exp(law, out=law)
+            ends = np.exp(ends - top)
+            total = law.sum() + ends.sum()
+            law /= total
+            self._law, self._end = law, float(ends.sum() / total)
+        return self._law
 
     @property
     def end(self) -> float:
         """Mass of all stop ids together."""
-        return float(self._made()[self._reduction.ends].sum())
+        _ = self.masses
+        return self._end
 
     def restricted(self, allowed: NDArray[np.bool_]) -> "Row":
         """The law given that the next token is an allowed one [tokens with text] or END."""
         twin = Row(self._reduction, self._logits)
-        law = self._made().copy()
-        law[self._reduction.tokens] *= allowed
-        total = law.sum()
-        twin._law = law / total if total > 0 else law
+        law = self.masses * allowed
+        total = law.sum() + self._end
+        twin._law, twin._end = (law / total, self._end / total) if total > 0 else (law, 0.0)
         return twin
-
-    def _made(self) -> Float:
-        """[V] by token id."""
-        if self._law is None:
-            law = self._logits.astype(np.float64)
-            law[self._reduction.banned] = -np.inf
-            law -= law.max()
-            np.exp(law, out=law)
-            law /= law.sum()
-            self._law = law
-        return self._law

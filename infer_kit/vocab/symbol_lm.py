@@ -1,6 +1,7 @@
 """`SymbolLM`: a pool of reduced models as one causal language model for `generate()`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,26 +12,27 @@ from transformers import (
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
-    StoppingCriteria,
-    StoppingCriteriaList,
 )
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from infer_kit.engine.cache_name import CACHE
+from infer_kit.engine.call import resolve_call
 from infer_kit.vocab.keywords import DEFAULT_NEW
-from infer_kit.vocab.pooled_text import PooledText, advance_together
+from infer_kit.vocab.pace import Pace
+from infer_kit.vocab.pooled_text import PooledText
 from infer_kit.vocab.reading import Reader
+from infer_kit.vocab.trie import Float
 from infer_kit.vocab.utf8 import as_text
 
 
 class SymbolConfig(PreTrainedConfig):
-    """The alphabet's size and the two ids beyond it, END and BEGIN."""
+    """The alphabet's size and the three ids beyond it: END, BEGIN and WAIT."""
 
     model_type = "infer_kit_symbols"
 
     def __init__(self, symbols: int = 0, **kwargs: Any) -> None:
-        self.vocab_size = symbols + 2
+        self.vocab_size = symbols + 3
         super().__init__(**kwargs)
 
 
@@ -40,20 +42,21 @@ class SymbolTokenizer:
     The bytes of an incomplete last character are held back.
 
     Attributes:
-        symbols: by id; None for one without text. eos_token_id, bos_token_id: END and BEGIN, which
-            have no text.
+        symbols: by id; None for one without text. eos_token_id, bos_token_id, wait_token_id: END,
+            BEGIN and WAIT, which have no text.
     """
 
     def __init__(self, symbols: Sequence[bytes | None]) -> None:
         self.symbols = tuple(symbols)
         self.eos_token_id = len(self.symbols)
         self.bos_token_id = self.pad_token_id = len(self.symbols) + 1
+        self.wait_token_id = len(self.symbols) + 2
 
     def __len__(self) -> int:
-        return len(self.symbols) + 2
+        return len(self.symbols) + 3
 
     def spell(self, ids: Sequence[int] | Tensor) -> bytes:
-        """The bytes of symbol ids; END and BEGIN spell nothing."""
+        """The bytes of symbol ids; END, BEGIN and WAIT spell nothing."""
         listed = ids.tolist() if isinstance(ids, Tensor) else ids
         return b"".join(self.symbols[id] or b"" for id in listed if id < len(self.symbols))
 
@@ -68,39 +71,76 @@ class SymbolTokenizer:
 class SymbolCache(Cache):
     """What `generate` carries as its cache: the texts that the reducers have read.
 
+    Args:
+        texts: of the requests. readers: of the members.
+        in_step: every text goes on at every call; else those that need a forward of a model get
+            WAIT as their only next id until all need one.
+
     Attributes:
-        texts: [R] one for each sequence.
-        seen: symbols fed so far, BEGIN included.
+        seen: ids fed so far, BEGIN included.
         tv_bound: largest of all steps and sequences so far.
+        least, ends: no sequence is ended by one of `ends` before it has `least` symbols.
+        most: symbols at which a sequence ends, where texts are not in step.
     """
 
     is_compileable = False
     is_linear = (False,)
 
-    def __init__(self, texts: Sequence[PooledText], readers: Sequence[Reader]) -> None:
+    def __init__(
+        self, texts: Sequence[PooledText], readers: Sequence[Reader], in_step: bool = True
+    ) -> None:
         super().__init__(layers=[])
-        self.texts = list(texts)
-        self.readers = readers
-        self.ended = [False] * len(self.texts)
+        self._pace = Pace(texts, readers)
+        self._in_step = in_step
+        self._ended = [False] * len(texts)
+        self.least = 0
+        self.most: int | None = None
+        self.ends: Sequence[int] = ()
         self.seen = 0
         self.tv_bound = 0.0
+
+    @property
+    def texts(self) -> list[PooledText]:
+        """[R] one for each sequence."""
+        return self._pace.texts
 
     def begin(self, sequences: int) -> None:
         """Copy each request's text for each of its sequences."""
         if sequences > len(self.texts):
             self.batch_repeat_interleave(sequences // len(self.texts))
 
-    def feed(self, ids: Sequence[int], symbols: int) -> None:
-        """One more id for each sequence; ids beyond the alphabet end it."""
+    def feed(self, ids: Sequence[int], tokenizer: SymbolTokenizer) -> None:
+        """One more id for each sequence; END ends it."""
         for row, id in enumerate(ids):
-            self.ended[row] = self.ended[row] or id >= symbols
-        going = [row for row, ended in enumerate(self.ended) if not ended]
-        if going:
-            texts = [self.texts[row] for row in going]
-            advance_together(texts, [ids[row] for row in going], self.readers)
-            for member, reader in enumerate(self.readers):
-                reader.forget(text.reducers[member] for text in self.texts)
+            if id == tokenizer.wait_token_id or self._ended[row]:
+                continue
+            is_last = self.texts[row].length + 1 == self.most
+            if is_last or id >= len(tokenizer.symbols):
+                self._ended[row] = True
+            else:
+                self._pace.start(row, id)
+        going = [row for row, ended in enumerate(self._ended) if not ended]
+        while any(waits := [self._pace.waits(row) for row in going]):
+            if not self._in_step and not all(waits):
+                break
+            self._pace.read(going)
+        self._pace.forget()
         self.seen += 1
+
+    def laws(self, tokenizer: SymbolTokenizer) -> Float:
+        """[R, symbols + 3] of the next id of each sequence."""
+        laws = np.zeros((len(self.texts), len(tokenizer)))
+        for row, text in enumerate(self.texts):
+            if self._ended[row]:
+                laws[row, tokenizer.eos_token_id] = 1.0  # `generate` pads what has ended
+            elif self._pace.waits(row):
+                laws[row, tokenizer.wait_token_id] = 1.0
+            else:
+                laws[row, : tokenizer.eos_token_id + 1] = text.law()
+                if text.length < self.least:
+                    laws[row, self.ends] = 0.0
+                self.tv_bound = max(self.tv_bound, text.tv_bound or 0.0)
+        return laws
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.seen
@@ -110,8 +150,8 @@ class SymbolCache(Cache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         rows = beam_idx.tolist()
-        self.texts = [self.texts[row].fork() for row in rows]
-        self.ended = [self.ended[row] for row in rows]
+        self._pace = Pace([self.texts[row].fork() for row in rows], self._pace.readers)
+        self._ended = [self._ended[row] for row in rows]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self.reorder_cache(indices)
@@ -143,6 +183,11 @@ class SymbolLM(PreTrainedModel, GenerationMixin):
         )
         self.eval()
 
+    @cached_property
+    def plain_settings(self) -> dict[str, Any]:
+        """The settings of a call of `generate` without keywords."""
+        return vars(resolve_call(self, {}))
+
     @property
     def device(self) -> torch.device:
         return self._device
@@ -173,62 +218,18 @@ class SymbolLM(PreTrainedModel, GenerationMixin):
         cache: SymbolCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Every text goes on by its id [R, 1]; log-probabilities of the next [R, 1, symbols + 2].
+        """Every text goes on by its id [R, 1]; log-probabilities of the next [R, 1, symbols + 3].
 
         The first call is given BEGIN, which no model reads.
         """
         state = past_key_values if cache is None else cache
         assert state is not None
-        symbols = len(self.tokenizer.symbols)
         if state.seen == 0:
             state.begin(len(input_ids))
             state.seen = 1
         else:
             for column in input_ids.T.tolist():
-                state.feed(column, symbols)
-        laws = np.zeros((len(state.texts), symbols + 2))
-        for row, text in enumerate(state.texts):
-            if state.ended[row]:
-                laws[row, symbols] = 1.0  # `generate` pads what has ended
-            else:
-                laws[row, : symbols + 1] = text.law()
-                state.tv_bound = max(state.tv_bound, text.tv_bound or 0.0)
-        logits = torch.from_numpy(laws).log().float()[:, None].to(self._device)
+                state.feed(column, self.tokenizer)
+        laws = torch.from_numpy(state.laws(self.tokenizer))
+        logits = laws.log().float()[:, None].to(self._device)
         return CausalLMOutputWithPast(logits=logits, **{CACHE: state})
-
-
-class StopTexts(StoppingCriteria):
-    """Ends a sequence as soon as what was written contains one of the given texts.
-
-    Args:
-        tokenizer: spells the ids. stops: the texts. start: where the new ids begin.
-    """
-
-    def __init__(self, tokenizer: SymbolTokenizer, stops: Sequence[bytes], start: int) -> None:
-        self._tokenizer = tokenizer
-        self._stops = stops
-        self._start = start
-        self._reach = max(len(stop) for stop in stops)  # symbols: each has a byte at least
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        new = input_ids[:, self._start :]
-        tails = [self._tokenizer.spell(row[-self._reach :]) for row in new]
-        found = [any(stop in tail for stop in self._stops) for tail in tails]
-        return torch.tensor(found, device=input_ids.device)
-
-
-def with_stops(
-    kwargs: Mapping[str, Any], tokenizer: SymbolTokenizer, stops: Sequence[bytes], start: int
-) -> dict[str, Any]:
-    """`generate`'s keywords with `StopTexts` among the criteria, if there are stop texts."""
-    if not stops:
-        return dict(kwargs)
-    given = kwargs.get("stopping_criteria") or ()
-    criteria = StoppingCriteriaList([*given, StopTexts(tokenizer, stops, start)])
-    return {**kwargs, "stopping_criteria": criteria}
-
-
-def cut_at(text: bytes, stops: Sequence[bytes]) -> bytes:
-    """The text up to the end of the stop text complete first, inside a symbol if need be."""
-    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
-    return text[: min(ends)] if ends else text

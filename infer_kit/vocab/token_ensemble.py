@@ -13,7 +13,8 @@ from infer_kit.engine.coupled_lm import CoupledLM
 from infer_kit.vocab.conditioning import answer_ids, chat_ids, split_ids, text_ids
 from infer_kit.vocab.keywords import DEFAULT_NEW, alphabet_keywords
 from infer_kit.vocab.results import EnsembleOutput, LogProb
-from infer_kit.vocab.symbol_lm import SymbolTokenizer, cut_at, with_stops
+from infer_kit.vocab.symbol_call import cut_at, with_stops
+from infer_kit.vocab.symbol_lm import SymbolTokenizer
 from infer_kit.vocab.utf8 import as_text
 from infer_kit.vocab.vocabulary import Vocabulary
 

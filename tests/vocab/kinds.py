@@ -24,7 +24,10 @@ O200K = (
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )  # fmt: skip
 # Often enough to be merged: a word's end depends on what follows the apostrophe.
-_CONTRACTIONS = "they'll we've you're he's won't she'd THEY'LL WE'VE YOU'RE Ali'da l'ete " * 60
+_CONTRACTIONS = (
+    "they'll we've you're he's won't she'd THEY'LL WE'VE YOU'RE Ali'da l'ete I'VE I'VE I'LL I'M "
+    * 60
+)
 # Texts that are tokens of their own, across the splits of the words.
 ADDED = ("<think>", "</think>", "<tool_call>", "größer")
 

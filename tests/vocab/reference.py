@@ -186,10 +186,12 @@ class SlowCanonical:
     """Which tokens a tokenizer may have written, from the whole text, each time anew.
 
     Tokenizers that split texts ("windowed"): completed tokens x are accepted if `encode(b(x) + c)`
-    begins with x for some right context c. A place in the text is certain if a word of the
-    pre-tokenizer begins there under every c (and where the text is cut before what may become an
-    added token), with the same tokens before it: nothing else may stand before it, nor a token
-    in progress lie across it.
+    begins with x for some right context c; or, in byte-level BPE, if under some c a word (no added
+    token) goes on across the end of b(x), and x ends with what BPE makes of its part in b(x).
+
+    A place in the text is certain if a word of the pre-tokenizer begins there under every c (and
+    where the text is cut before what may become an added token), with the same tokens before it:
+    nothing else may stand before it, nor a token in progress lie across it.
 
     Others: x is accepted if `encode(b(x))` is x. Nothing is ever certain.
 
@@ -233,7 +235,19 @@ class SlowCanonical:
     def _begins(self, x: Tokens, whole: str) -> bool:
         if not self._windowed:
             return x == tuple(self._encoder.encode(whole, add_special_tokens=False).ids)
-        return any(tokens[: len(x)] == x for tokens, _, _ in self.readings(whole))
+        readings = self.readings(whole)
+        if any(tokens[: len(x)] == x for tokens, _, _ in readings):
+            return True
+        text = whole.encode()
+        for tokens, ends, starts in readings if self._byte_level else ():
+            begin = max([start for start in starts if start < len(text)], default=0)
+            before = tokens[: sum(end <= begin for end in ends)]
+            goes_on = max(ends, default=0) > len(text) not in starts
+            if goes_on and self._vocabulary.tokens[tokens[len(before)]] in self._added:
+                continue
+            if goes_on and begin in (0, *ends) and x == before + self._merge(text[begin:]):
+                return True
+        return False
 
     def _accepts_open(self, x: Tokens, text: bytes, whole: str) -> bool:
         length = len(whole.encode())

@@ -22,7 +22,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedModel
 
 import infer_kit as ik
-from infer_kit.vocab.pooled_text import PooledText, advance_together
+from infer_kit.vocab.pace import advance_together
+from infer_kit.vocab.pooled_text import PooledText
 from tests.tiny import text_model
 from tests.vocab import trained
 from tests.vocab.texts import SENTENCES

@@ -21,6 +21,7 @@ TEXT = multilingual(10_000, seed=11)
 # Pieces of text whose tokens depend on what is before or after them.
 PIECES = (
     "'", "'", "'s", "s", "t", "re", "ll", "ve", "d", "m", "'LL", "S", "l", "e", "r", "v", "they",
+    "I", " I", "VE", "M",
     "1", "22", "333", "4", "²", " ", " ", "  ", "   ", "\n", "\n\n", "\t", "\r\n", ".", ",", "/",
     "-", "_", '"', "(", "a", "word", "Word", "WORD", "A", "é", "ß", "中", "文", "の", "カ", "한",
     "ع", "ل", "ُ", "،", "é", "🎉", "👍🏽", "\u200d", "\ufe0f", "\xa0", "\u3000", "…", "’",
@@ -78,6 +79,16 @@ def test_awkward_texts_are_accepted(kind: str) -> None:
 def test_real_tokenizers_are_accepted(name: str) -> None:
     texts = itertools.chain([TEXT[:6_000]], pieced(60))
     assert check_accepted(trained.real(name), texts) > 1_000
+
+
+def test_digits_in_groups_from_the_right() -> None:
+    """Each further digit moves all the splits."""
+    vocabulary = kinds.vocabulary("digits")
+    canonicality = canonicality_of(vocabulary)
+    draw = random.Random(0)
+    for _ in range(60):
+        digits = "".join(draw.choice("0123499") for _ in range(draw.randint(4, 11)))
+        assert not rejections(canonicality, vocabulary, vocabulary.encode(f"a {digits}(")), digits
 
 
 def test_added_tokens_may_lie_across_words() -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from infer_kit.errors import InferKitError
-from infer_kit.vocab.pooled_text import Pool, PooledText, advance_together
+from infer_kit.vocab.pace import advance_together
+from infer_kit.vocab.pooled_text import Pool, PooledText
 from infer_kit.vocab.reading import Reader
 from infer_kit.vocab.reducer import CertifiedReducer, ZeroProbability
 from infer_kit.vocab.reduction import Mode, Reduction

@@ -42,7 +42,7 @@ LANGUAGE_MODELS = {
 
 
 def small_vocabulary(draw: random.Random, duplicates: bool) -> Vocabulary:
-    """Letters a, b, c and some longer tokens over them; END, and a token that is banned."""
+    """Letters a, b, c and some longer tokens over them; END, and one that is banned."""
     letters = [b"a", b"b", b"c"]
     longer: set[bytes] = set()
     while len(longer) < draw.randint(3, 5):
@@ -51,7 +51,8 @@ def small_vocabulary(draw: random.Random, duplicates: bool) -> Vocabulary:
     if duplicates:
         texts += draw.sample(texts, 2)
     draw.shuffle(texts)
-    return Vocabulary(tokens=(None, *texts, None), end_ids=(0,), kind="words")
+    ends = (0, len(texts) + 2)  # END is both together
+    return Vocabulary(tokens=(None, *texts, None, None), end_ids=ends, kind="words")
 
 
 @cache
@@ -251,6 +252,5 @@ def test_pruned_laws_are_within_their_bound_in_mode_full() -> None:
                 closest = max(closest, error / here.tv_bound if here.tv_bound else 0.0)
                 low, high = here.logprob()
                 assert low - 1e-12 <= found[y].logprob[0] <= high + 1e-12
-    print(f"{states} states, closest {closest}")
     assert states > 4_000
     assert closest > 0.9  # the bound is of the right size

@@ -126,7 +126,7 @@ def test_early_loses_nothing() -> None:
 
 @pytest.mark.parametrize("mode", ["late", "early"])
 def test_pruned_laws_are_within_their_bound(mode: str) -> None:
-    states, closest, longest_ledger = 0, 0.0, 0
+    states, closest = 0, 0.0
     exact = {
         y: (here.next(), here.logprob()[0])
         for y, here in reached(*few_letters(mode), LETTERS, LONGEST)
@@ -140,8 +140,7 @@ def test_pruned_laws_are_within_their_bound(mode: str) -> None:
             closest = max(closest, error / max(here.tv_bound, 1e-9))
             low, high = here.logprob()
             assert low - 1e-10 <= logprob <= high + 1e-10
-            longest_ledger = max(longest_ledger, here.stats.largest_ledger)
-    print(f"{mode}: {states} states, error/bound up to {closest:.3f}, ledger {longest_ledger}")
+            assert here.stats.largest_ledger <= 8
     assert states > 1000 and closest > 0.5
 
 
@@ -186,21 +185,16 @@ def test_trained_models_are_pruned_within_eps(name: str, text: str) -> None:
         laws.append(exact.next())
         logprobs.append(exact.logprob()[0])
     assert exact.stats.rows <= 1.05 * len(spelled)
-    report = []
     for eps in (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 5e-2):
         pruned, reader = opened(reduction_, lm, prompt, eps)
-        worst = 0.0
         for byte, law, logprob in zip(spelled, laws, logprobs, strict=True):
             read(pruned, reader, [byte])
             error = total_variation(law, pruned.next())
-            worst = max(worst, error)
             assert error <= pruned.tv_bound + 1e-12 <= eps + 2e-12
             low, high = pruned.logprob()
             assert low - 1e-9 <= logprob <= high + 1e-9
         assert pruned.stats.largest_ledger <= 64
         assert pruned.stats.rows <= 1.05 * len(spelled)
-        report.append(f"{eps:g}: {worst:.1e}")
-    print(f"{name}: largest error at eps", ", ".join(report))
 
 
 # Rows of the model -------------------------------------------------------------------------------
@@ -231,13 +225,11 @@ def rows_of(kind: str, text: bytes, eps: float) -> tuple[float, CertifiedReducer
 def test_rows_a_byte(kind: str) -> None:
     for eps, most in ((0.0, 1.06), (1e-6, 1.05), (1e-3, 1.0)):
         total, size = 0.0, 0
-        for name, text in PLAIN.items():
+        for text in PLAIN.values():
             spelled = text_for(kind, text)
             rows, reducer, nodes = rows_of(kind, spelled, eps)
             stats = reducer.stats
-            revived = stats.revivals / len(spelled)
-            print(f"{kind} {name} eps {eps:g}: rows {rows:.3f}, revivals {revived:.2f} a byte, ",
-                  f"ledger {stats.largest_ledger}, nodes {nodes}")  # fmt: skip
+            assert stats.revivals <= 0.5 * len(spelled)
             # At eps 0 a row for each sequence of tokens that may have ended here: two where what
             # follows decides how white space or an incomplete character is cut.
             assert rows <= (1.05 if eps == 1e-3 else 1.2)
@@ -279,8 +271,6 @@ def test_a_healed_prompt_is_as_if_it_had_not_been_cut(kind: str) -> None:
         healed.append(error(condition_on_ids(vocabulary, [*start, *ids], count)))
         by_one.append(error(Conditioning((*start, *ids[:-1]), tuple(ids[:-1]), (ids[-1],))))
         by_none.append(error(Conditioning((*start, *ids), tuple(ids), ())))
-    print(f"{kind}: healed {max(healed):.1e}, 1 token {np.mean(by_one):.1e} on average, "
-          f"none {np.mean(by_none):.1e}")  # fmt: skip
     assert max(healed) < 1e-9
     assert max(by_one) > 1e-3 and np.mean(by_none) > 0.1
 

@@ -1,0 +1,95 @@
+"""Texts that go on symbol by symbol, each at its own pace, and share the models' forwards."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from infer_kit.vocab.pooled_text import Before, PooledText
+from infer_kit.vocab.reading import Reader, Waiting
+
+
+@dataclass(slots=True)
+class _Step:
+    """A text between two symbols.
+
+    Attributes:
+        before: what was known before the symbol.
+        waiting: by member, what its model must read first.
+    """
+
+    symbol: int
+    before: Before
+    waiting: dict[int, Waiting]
+
+
+class Pace:
+    """Which of many texts have read their last symbol, and which wait for a model.
+
+    A byte asks for a forward now and then only, and not for every text at once. Texts that went
+    on in step would need one at nearly every byte; so those that wait do so until all wait, and
+    one forward of each model then serves them all.
+
+    Args:
+        texts: of one ensemble. readers: of its members.
+    """
+
+    def __init__(self, texts: Sequence[PooledText], readers: Sequence[Reader]) -> None:
+        self.texts = list(texts)
+        self.readers = tuple(readers)
+        self._steps: dict[int, _Step] = {}
+
+    def waits(self, row: int) -> bool:
+        """Whether a text needs a forward before its next law is known."""
+        return row in self._steps
+
+    def start(self, row: int, symbol: int) -> None:
+        """A text that does not wait goes on by a symbol, as far as it gets without a forward."""
+        text = self.texts[row]
+        step = _Step(symbol, text.before(), {})
+        for member, (reader, reducer) in enumerate(zip(self.readers, text.reducers, strict=True)):
+            waiting = reader.go_on(reducer, reducer.advance(symbol))
+            if waiting is not None:
+                step.waiting[member] = waiting
+        self._steps[row] = step
+        self._end_steps()
+
+    def read(self, rows: Iterable[int]) -> None:
+        """One forward of each model that a text waits for.
+
+        Args:
+            rows: texts for which to read ahead as well.
+        """
+        ahead = list(rows)
+        for member, reader in enumerate(self.readers):
+            steps = [step for step in self._steps.values() if member in step.waiting]
+            if not steps:
+                continue
+            reducers = [self.texts[row].reducers[member] for row in ahead]
+            still = reader.read([step.waiting.pop(member) for step in steps], reducers)
+            for step, waiting in zip(steps, still, strict=True):
+                if waiting is not None:
+                    step.waiting[member] = waiting
+        self._end_steps()
+
+    def forget(self) -> None:
+        """Free what no text can go on from; call it after each symbol."""
+        for member, reader in enumerate(self.readers):
+            reducers = [text.reducers[member] for text in self.texts]
+            waiting = [s.waiting[member] for s in self._steps.values() if member in s.waiting]
+            reader.forget(reducers, waiting)
+
+    def _end_steps(self) -> None:
+        for row in [row for row, step in self._steps.items() if not step.waiting]:
+            step = self._steps.pop(row)
+            self.texts[row].after(step.symbol, step.before)
+
+
+def advance_together(
+    texts: Sequence[PooledText], symbols: Sequence[int], readers: Sequence[Reader]
+) -> None:
+    """Every text goes on by its symbol; each model's forwards are shared by all texts."""
+    pace = Pace(texts, readers)
+    rows = range(len(texts))
+    for row, symbol in zip(rows, symbols, strict=True):
+        pace.start(row, symbol)
+    while any(map(pace.waits, rows)):
+        pace.read(rows)
