@@ -164,10 +164,11 @@ def _show_advice(console: "Console", found: "Inspection") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("steps of the model per byte of text", "its own tokens", found.alphabet)
-    for fact, (own, pooled) in zip(found.tokenizers, found.cost, strict=True):
-        shown = ["–" if steps is None else f"{steps:.2f}" for steps in (own, pooled)]
-        table.add_row(Text(fact.name), *shown)
+    table = Table("tokens read per byte of text", "its own tokens", found.alphabet)
+    for fact, costs in zip(found.tokenizers, found.cost, strict=True):
+        own, pooled = ("–" if cost is None else f"{cost:.2f}" for cost in costs)
+        at_most = "" if found.alphabet == "tokens" else "at most "
+        table.add_row(Text(fact.name), own, at_most + pooled)
     console.print(table)
     method = f" (method {found.method!r})" if found.method else ""
     console.print(Text.assemble(("Use: ", "bold green"), found.alphabet + method), soft_wrap=True)

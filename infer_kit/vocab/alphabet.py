@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from infer_kit.errors import InferKitError, VocabularyMismatch
-from infer_kit.vocab.mismatch import mismatch_report
+from infer_kit.vocab.mismatch import best_method
+from infer_kit.vocab.submap import Method
 from infer_kit.vocab.vocabulary import Vocabulary
 
 MOST_MISMATCH = 0.001  # share of symbols that another member would not have written there
@@ -16,8 +17,8 @@ def choose_alphabet(
     vocabularies: Sequence[Vocabulary],
     wanted: Literal["bytes", "tokens"] | Sequence[bytes] | None,
     force: bool = False,
-) -> tuple[str, Symbols]:
-    """Name and symbols of the alphabet: "tokens", "bytes" or "symbols".
+) -> tuple[str, Symbols, Method | None]:
+    """Name and symbols of the alphabet, "tokens", "bytes" or "symbols", and how tokens are cut.
 
     Bytes fit every set of members: a text has one spelling in bytes. A larger common vocabulary
     does not: two members cut one text differently, and each would be asked about prefixes that it
@@ -41,27 +42,32 @@ def choose_alphabet(
                 f"Unknown vocabulary {wanted!r}: use 'bytes', 'tokens' or a list of byte strings."
             )
         if wanted == "bytes":
-            return "bytes", "bytes"
+            return "bytes", "bytes", None
         if not same:
             raise VocabularyMismatch(
                 "The members' tokenizers differ: they share no tokens to be pooled over.",
                 hint="Leave out vocabulary, or give 'bytes'.",
             )
-        return "tokens", tuple(sorted({t for t in vocabularies[0].tokens if t is not None}))
+        spellings = {text for text in vocabularies[0].tokens if text is not None}
+        return "tokens", tuple(sorted(spellings)), None
     symbols = tuple(wanted)
     for symbol in symbols:
         if not isinstance(symbol, bytes) or not symbol:
             raise InferKitError(f"The vocabulary has {symbol!r}; expected non-empty byte strings.")
-    first = vocabularies[0]
-    for other in vocabularies[1:]:
-        if force or other.fingerprint == first.fingerprint:
-            continue
-        mismatch = mismatch_report(first, other, symbols)
-        if mismatch.worst > MOST_MISMATCH:
-            raise VocabularyMismatch(
-                f"{first.name!r} and {other.name!r} cut {mismatch.worst:.2%} of the symbols of "
-                f"plain texts differently over this vocabulary, more than {MOST_MISMATCH:.1%}: "
-                "each would be asked about beginnings that it never saw.",
-                hint="Leave out vocabulary to pool over bytes, or give force=True.",
-            )
-    return "symbols", symbols
+    if same:
+        return "symbols", symbols, None
+    try:
+        method, mismatch = best_method(vocabularies, symbols)
+    except InferKitError:
+        if not force:
+            raise
+        return "symbols", symbols, None
+    if mismatch.worst > MOST_MISMATCH and not force:
+        names = " and ".join(repr(vocabulary.name) for vocabulary in vocabularies)
+        raise VocabularyMismatch(
+            f"{names} cut {mismatch.worst:.2%} of the symbols of plain texts differently over this "
+            f"vocabulary, more than {MOST_MISMATCH:.1%}: each would be asked about beginnings that "
+            "it never saw.",
+            hint="Leave out vocabulary to pool over bytes, or give force=True.",
+        )
+    return "symbols", symbols, method

@@ -38,6 +38,7 @@ from infer_kit.vocab.reading import PREFETCH, Reader
 from infer_kit.vocab.reducer import CertifiedReducer, Steps, ZeroProbability, check_eps
 from infer_kit.vocab.reduction import Mode, Reduction
 from infer_kit.vocab.results import EnsembleOutput, LogProb
+from infer_kit.vocab.submap import SubwordMap
 from infer_kit.vocab.symbol_call import cut_at, generate_symbols
 from infer_kit.vocab.symbol_lm import SymbolLM, SymbolTokenizer
 from infer_kit.vocab.token_ensemble import TokenEnsemble
@@ -77,7 +78,7 @@ class Ensemble:
         *,
         mode: Mode = "late",
         eps: float = 1e-3,
-        switching_rate: float = 0.01,
+        switching_rate: float | None = None,
         healing: int = HEALED,
         prefetch: float | None = PREFETCH,
         token_warpers: Sequence[LogitsProcessor] = (),
@@ -88,13 +89,14 @@ class Ensemble:
         weights: one a member (those of a mixture are normalised; default equal, 1 each for a
             product; a member of weight 0 is left out, of results too); "bayes", "fixed_share" or
             "entropy" (`Weighting`); or a function of (laws [N, symbols + 1], prior [N]).
-        pool: "mixture", "product", or a function of (laws [N, symbols + 1], weights [N]).
+        pool: "mixture", "product", or a function of (laws [N, symbols + 1], weights [N]) that
+            gives masses [symbols + 1], which are normalised.
         vocabulary: the alphabet: "bytes"; "tokens", of members that share a tokenizer; or byte
             strings such as `common_vocabulary(a, b)`. None: tokens if they can be shared, else
             bytes.
         mode: which segmentations of a text count, see `Reduction`.
         eps: bound on the error of each member's law at each step, in [0, 1); 0 is exact.
-        switching_rate: of "fixed_share", per symbol.
+        switching_rate: of "fixed_share", per symbol (default 0.01).
         healing: how many tokens of a prompt's end are read as bytes at least, since the prompt may
             have been cut inside a word; 0 takes its tokens as they are.
         prefetch: see `Reader`.
@@ -127,7 +129,7 @@ class Ensemble:
         self._eps = eps
         self._healing = healing
         self._prefetch = prefetch
-        self.alphabet, symbols = choose_alphabet(self.vocabularies, vocabulary, force)
+        self.alphabet, symbols, method = choose_alphabet(self.vocabularies, vocabulary, force)
         self._coupled: TokenEnsemble | None = None
         if self.alphabet == "tokens" and plain and not token_warpers:
             self._coupled = TokenEnsemble(
@@ -137,7 +139,8 @@ class Ensemble:
         if self.alphabet == "tokens":
             mode, self._eps = "full", 0.0  # one spelling a text: nothing to prune
         self._reductions = [
-            Reduction(vocabulary, symbols, mode, token_warpers) for vocabulary in self.vocabularies
+            Reduction(vocabulary, SubwordMap(vocabulary, symbols, method), mode, token_warpers)
+            for vocabulary in self.vocabularies
         ]
         self._lm = SymbolLM(self._reductions[0].symbols, self.models[0].device)
 
@@ -175,13 +178,13 @@ class Ensemble:
             for place, row in enumerate(sequences)
         ]
         answers = [as_text(text) for text in written]
-        leak = self._leak(state.texts)
+        leaks = self._leaks(state.texts)
         return EnsembleOutput(
             text=answers[0] if single and len(answers) == 1 else answers,
             alphabet=self.alphabet,
             sequences=sequences,
             tv_bound=state.tv_bound if self._pool == "mixture" else None,
-            leak=leak,
+            leak=tuple(max(column) for column in zip(*leaks, strict=True)),
             calls=tuple(reader.calls for reader in readers),
             rows=tuple(reader.rows for reader in readers),
             steps=[text.record for text in state.texts] if (config.num_beams or 1) == 1 else [],
@@ -191,11 +194,15 @@ class Ensemble:
     def logprob(self, text: Any, prompt: Any = None, end: bool = False) -> Any:
         """Bounds on the log-probability of a text, or of each of a list of texts.
 
+        Given the prompt; weights that are learnt start after it. Without a prompt a model that
+        needs a token to start from reads its begin token first, which a prompt has before it only
+        if the tokenizer puts it there.
+
         Args:
             text: what is scored, not empty.
             prompt: what comes before: None for nothing, a text or a chat (for a list of texts: a
                 list, or one for all).
-            end: whether the text ends there.
+            end: whether the text ends there, and END's probability counts.
 
         Returns:
             `LogProb`, or a list of them.
@@ -214,16 +221,21 @@ class Ensemble:
             for member, reader in enumerate(readers):
                 reducers = [state.reducers[member] for state in states]
                 reader.run([reducer.read_ends() for reducer in reducers], reducers)
-        leak = self._leak(states)
+        leaks = self._leaks(states)
         calls = tuple(reader.calls for reader in readers)
         scores = []
-        for state, piece in zip(states, texts, strict=True):
+        for state, piece, leak in zip(states, texts, leaks, strict=True):
             low, high, members = state.logprob(end)
             scores.append(LogProb(low, high, members, len(piece.encode()), leak, calls))
         return scores[0] if single else scores
 
     def law(self, prompt: Any = "") -> Float:
-        """[symbols + 1] pooled law of the next symbol after a prompt, END last."""
+        """[symbols + 1] pooled law of the next symbol after a prompt, END last; sums to 1.
+
+        That is given that a symbol comes which all members can write and which keeps the text valid
+        UTF-8, as `generate` draws it. `logprob` is not given that: mass that leads to no text is
+        missing from it.
+        """
         if self._coupled is not None:
             raise InferKitError("law() is over an alphabet; give vocabulary='bytes'.")
         prompts, single = as_prompts(prompt)
@@ -295,22 +307,21 @@ class Ensemble:
         is_whole = not prompt and self.alphabet != "bytes"
         return text.removeprefix(self.vocabularies[0].prefix) if is_whole else text
 
-    def _leak(self, texts: Sequence[PooledText]) -> tuple[float, ...]:
-        """Mean over the texts, for each member; warns where it is large."""
-        leaks = []
+    def _leaks(self, texts: Sequence[PooledText]) -> list[tuple[float, ...]]:
+        """For each text and member; warns where a member's mean is large."""
+        stats = [[reducer.stats for reducer in text.reducers] for text in texts]
+        symbols = max(sum(row[0].symbols for row in stats), 1)
         for member, vocabulary in enumerate(self.vocabularies):
-            stats = [text.reducers[member].stats for text in texts]
-            symbols = sum(s.symbols for s in stats)
-            leak = sum(s.leak for s in stats) / max(symbols, 1)
-            leaks.append(leak)
+            leak = sum(row[member].leak for row in stats) / symbols
             if leak > _LEAKY:
                 warnings.warn(
                     f"Member {member} ({vocabulary.name}) wanted tokens that its tokenizer would "
-                    f"not write, {leak:.1%} of its probability a symbol: the text is unlike what "
-                    'it was trained on. mode="full" counts them, at more model calls.',
+                    f"not write, {leak:.1%} of its probability a symbol: it is little trained, or "
+                    'the text is unlike what it was trained on. mode="full" counts them, at more '
+                    "model calls.",
                     stacklevel=3,
                 )
-        return tuple(leaks)
+        return [tuple(s.leak / max(s.symbols, 1) for s in row) for row in stats]
 
 
 class ReducedLM(Ensemble):

@@ -22,6 +22,9 @@ _REFUSED = {
 }
 
 
+_DRAFTS = ("assistant_model", "prompt_lookup_num_tokens")
+
+
 def alphabet_keywords(
     kwargs: Mapping[str, Any], end: int | None
 ) -> tuple[dict[str, Any], list[bytes]]:
@@ -42,6 +45,13 @@ def alphabet_keywords(
     rest = dict(kwargs)
     given = rest.pop("stop_strings", None)
     config = rest.get("generation_config")
+    for name in _DRAFTS if end is not None else ():
+        if kwargs.get(name, getattr(config, name, None)) is not None:
+            raise UnsupportedArgument(
+                f"{name} cannot work here: it proposes tokens of one tokenizer, and the members go "
+                "on by symbols of an alphabet.",
+                hint="Leave it out; likely tokens are read ahead as it is (prefetch).",
+            )
     if config is not None:
         config = rest["generation_config"] = copy.deepcopy(config)
         given = config.stop_strings if given is None else given

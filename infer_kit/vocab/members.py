@@ -22,7 +22,8 @@ def checked_members(
     for number, member in enumerate(members):
         if not isinstance(member, Sequence) or len(member) != 2:
             raise InferKitError(
-                f"Member {number} is {type(member).__name__}; expected (model, tokenizer)."
+                f"Member {number} is {type(member).__name__}; expected (model, tokenizer).",
+                hint="Give one list of pairs: Ensemble([(model_a, tok_a), (model_b, tok_b)]).",
             )
         check_model(member[0], number, "Member")
     models, tokenizers = zip(*members, strict=True)
@@ -49,7 +50,8 @@ def as_prompts(prompt: Any) -> tuple[list[Any], bool]:
     """Texts and checked chats, and whether there was one, not a list."""
     if isinstance(prompt, str):
         return [prompt], True
-    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes) or not prompt:
+    listed = isinstance(prompt, Sequence) and not isinstance(prompt, bytes)
+    if not listed or not prompt or any(isinstance(p, bytes) for p in prompt):
         raise InferKitError(
             f"Expected a text, a chat or a list of either as prompt, got {prompt!r}.",
             hint='A chat is a list of {"role": ..., "content": ...}.',

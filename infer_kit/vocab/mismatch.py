@@ -104,6 +104,34 @@ def compare(maps: Sequence[SubwordMap], texts: Sequence[str]) -> Mismatch:
     return Mismatch(shares[0], shares[1], (counts[0], counts[1]), tuple(examples))
 
 
+def by_method(
+    vocabularies: Sequence[Vocabulary], symbols: Sequence[bytes], texts: Sequence[str] | None = None
+) -> dict[Method, Mismatch]:
+    """For each way to cut tokens that all the vocabularies have, the worst of their pairs.
+
+    The first vocabulary is compared with each of the others.
+    """
+    texts = list(PLAIN_TEXTS.values()) if texts is None else texts
+    methods: list[Method] = ["greedy"]
+    if all(len(vocabulary.merges) for vocabulary in vocabularies):
+        methods.insert(0, "bpe")
+    found: dict[Method, Mismatch] = {}
+    for method in methods:
+        first, *others = [SubwordMap(vocabulary, symbols, method) for vocabulary in vocabularies]
+        compared = [compare([first, other], texts) for other in others]
+        found[method] = max(compared, key=lambda mismatch: mismatch.worst)
+    return found
+
+
+def best_method(
+    vocabularies: Sequence[Vocabulary], symbols: Sequence[bytes]
+) -> tuple[Method, Mismatch]:
+    """The way to cut tokens over which the vocabularies agree best on plain texts."""
+    found = by_method(vocabularies, symbols)
+    method = min(found, key=lambda method: found[method].worst)
+    return method, found[method]
+
+
 def _agreed(text: str, a: Vocabulary, b: Vocabulary) -> str:
     """The text as both read it."""
     for _ in range(3):

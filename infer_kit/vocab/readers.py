@@ -1,6 +1,7 @@
 """Vocabularies of transformers tokenizers, with what their models say of them."""
 
 import json
+import os
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -110,6 +111,11 @@ def _backend(tokenizer: Any) -> tuple[Tokenizer, Any]:
     if not hasattr(tokenizer, "backend_tokenizer") and hasattr(tokenizer, "tokenizer"):
         tokenizer = tokenizer.tokenizer
     core = getattr(tokenizer, "backend_tokenizer", None)
+    if isinstance(tokenizer, str | os.PathLike):
+        raise InferKitError(
+            f"Expected a tokenizer, got the text {str(tokenizer)!r}.",
+            hint="Load it first: AutoTokenizer.from_pretrained(...).",
+        )
     if not isinstance(core, Tokenizer):
         raise InferKitError(
             f"{type(tokenizer).__name__} has no Rust tokenizer behind it, so what its tokens spell "

@@ -18,9 +18,11 @@ class EnsembleOutput:
         text: what was written, up to a stop text and without an incomplete last character.
         alphabet: what was pooled: "bytes", "symbols" (a vocabulary of one's own) or "tokens".
         sequences: [R, n] ids of the alphabet, padded; tokens with their prompts for "tokens".
-        tv_bound: largest bound, over all steps, on the total variation between the law drawn from
-            and the exact one; 0 is exact, None where there is no bound (pools but a mixture).
-        leak: for each member, canonical mass lost per symbol (mode "late", "early").
+        tv_bound: largest bound, over all steps of all sequences, on the total variation between
+            the law drawn from and the exact one; 0 is exact, None where there is no bound (pools
+            but a mixture). `steps[r].tv_bounds` has each one's.
+        leak: for each member, canonical mass lost per symbol, of the sequence with most (mode
+            "late", "early").
         calls: for each member, its forward calls, the prompt's included.
         rows: for each member, the token positions that its forwards computed after the prompts.
         steps: for each sequence weights, bounds and members' log-probabilities of each symbol;

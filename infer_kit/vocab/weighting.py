@@ -10,6 +10,7 @@ from infer_kit.vocab.trie import Float
 
 WeightRule = Callable[[Float, Float], Float]
 RULES = ("bayes", "fixed_share", "entropy")
+SWITCHING_RATE = 0.01
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Weighting:
 
     prior: tuple[float, ...]
     rule: str | WeightRule | None = None
-    switching_rate: float = 0.01
+    switching_rate: float = SWITCHING_RATE
 
     @property
     def needs_laws(self) -> bool:
@@ -84,7 +85,7 @@ def make_weighting(
     weights: Sequence[float] | str | WeightRule | None,
     members: int,
     pool: object,
-    switching_rate: float,
+    switching_rate: float | None,
 ) -> Weighting:
     """The weighting that a user asked for, checked.
 
@@ -92,6 +93,10 @@ def make_weighting(
         InferKitError: as many weights as members, for a mixture non-negative and not all 0; an
             unknown rule; a rule that makes no sense for a product.
     """
+    if switching_rate is None:
+        switching_rate = SWITCHING_RATE
+    elif weights != "fixed_share":
+        raise InferKitError(f"switching_rate is that of weights='fixed_share', not of {weights!r}.")
     if not 0 <= switching_rate <= 1:
         raise InferKitError(f"switching_rate is {switching_rate}; expected between 0 and 1.")
     equal = (1 / members,) * members if pool != "product" else (1.0,) * members

@@ -105,24 +105,24 @@ def test_a_function_gives_the_weights_of_each_step() -> None:
         seen.append(prior)
         return laws[:, 0] / laws[:, 0].sum()
 
-    weighting = make_weighting(rule, 3, "mixture", 0.01)
+    weighting = make_weighting(rule, 3, "mixture", None)
     laws = laws_of(4, 3)
     np.testing.assert_allclose(weighting.at(weighting.start(), laws), laws[:, 0] / laws[:, 0].sum())
     np.testing.assert_allclose(seen[0], 1 / 3)
-    wrong = make_weighting(lambda laws, prior: prior[:2], 3, "mixture", 0.01)
+    wrong = make_weighting(lambda laws, prior: prior[:2], 3, "mixture", None)
     with pytest.raises(InferKitError, match=r"returned shape \[2\]; expected \[3\]"):
         wrong.at(wrong.start(), laws)
-    endless = make_weighting(lambda laws, prior: prior / 0.0 * 0.0, 3, "mixture", 0.01)
+    endless = make_weighting(lambda laws, prior: prior / 0.0 * 0.0, 3, "mixture", None)
     with np.errstate(all="ignore"), pytest.raises(InferKitError, match="finite weights"):
         endless.at(endless.start(), laws)
 
 
 def test_default_weights() -> None:
-    assert make_weighting(None, 4, "mixture", 0.01).prior == (0.25,) * 4
-    assert make_weighting(None, 4, "product", 0.01).prior == (1.0,) * 4
-    assert make_weighting([2, 6], 2, "mixture", 0.01).prior == (0.25, 0.75)
-    assert make_weighting([2, -1], 2, "product", 0.01).prior == (2.0, -1.0)
-    assert make_weighting("bayes", 2, "mixture", 0.01).rule == "bayes"
+    assert make_weighting(None, 4, "mixture", None).prior == (0.25,) * 4
+    assert make_weighting(None, 4, "product", None).prior == (1.0,) * 4
+    assert make_weighting([2, 6], 2, "mixture", None).prior == (0.25, 0.75)
+    assert make_weighting([2, -1], 2, "product", None).prior == (2.0, -1.0)
+    assert make_weighting("bayes", 2, "mixture", None).rule == "bayes"
     shared = make_weighting("fixed_share", 2, "mixture", 0.3)
     assert shared.switching_rate == 0.3 and shared.prior == (0.5, 0.5)
 
@@ -130,14 +130,15 @@ def test_default_weights() -> None:
 @pytest.mark.parametrize(
     ("weights", "pool", "rate", "match"),
     [
-        ([1], "mixture", 0.01, "Got weights .* for 2 members"),
-        ([1, math.nan], "mixture", 0.01, "Got weights"),
-        ([1, math.inf], "product", 0.01, "Got weights"),
-        ([1, -1], "mixture", 0.01, "not negative"),
-        ([0, 0], "mixture", 0.01, "All weights are 0"),
-        ("bayesian", "mixture", 0.01, "Unknown weights 'bayesian'; expected .* bayes, fixed_share"),
-        ("bayes", "product", 0.01, "are those of a mixture, not of 'product'"),
-        (None, "mixture", 1.5, "switching_rate is 1.5"),
+        ([1], "mixture", None, "Got weights .* for 2 members"),
+        ([1, math.nan], "mixture", None, "Got weights"),
+        ([1, math.inf], "product", None, "Got weights"),
+        ([1, -1], "mixture", None, "not negative"),
+        ([0, 0], "mixture", None, "All weights are 0"),
+        ("bayesian", "mixture", None, "Unknown weights 'bayesian'; expected .* bayes, fixed_share"),
+        ("bayes", "product", None, "are those of a mixture, not of 'product'"),
+        ("fixed_share", "mixture", 1.5, "switching_rate is 1.5"),
+        (None, "mixture", 0.1, "switching_rate is that of weights='fixed_share'"),
     ],
 )
 def test_refused(weights: object, pool: str, rate: float, match: str) -> None:
