@@ -49,8 +49,10 @@ class Pace:
             waiting = reader.go_on(reducer, reducer.advance(symbol))
             if waiting is not None:
                 step.waiting[member] = waiting
-        self._steps[row] = step
-        self._end_steps()
+        if step.waiting:
+            self._steps[row] = step
+        else:
+            text.after(symbol, step.before)
 
     def read(self, rows: Iterable[int]) -> None:
         """One forward of each model that a text waits for.
@@ -68,19 +70,18 @@ class Pace:
             for step, waiting in zip(steps, still, strict=True):
                 if waiting is not None:
                     step.waiting[member] = waiting
-        self._end_steps()
+        for row, step in [(row, step) for row, step in self._steps.items() if not step.waiting]:
+            del self._steps[row]
+            self.texts[row].after(step.symbol, step.before)
 
     def forget(self) -> None:
         """Free what no text can go on from; call it after each symbol."""
         for member, reader in enumerate(self.readers):
-            reducers = [text.reducers[member] for text in self.texts]
-            waiting = [s.waiting[member] for s in self._steps.values() if member in s.waiting]
-            reader.forget(reducers, waiting)
-
-    def _end_steps(self) -> None:
-        for row in [row for row, step in self._steps.items() if not step.waiting]:
-            step = self._steps.pop(row)
-            self.texts[row].after(step.symbol, step.before)
+            steps = self._steps.values()
+            reader.forget(
+                (text.reducers[member] for text in self.texts),
+                (step.waiting[member] for step in steps if member in step.waiting),
+            )
 
 
 def advance_together(

@@ -61,7 +61,7 @@ class Hypothesis:
         """[range of `place`] the same for a node below the hypothesis's own."""
         low, high = trie.span(place)
         if self.row is not None:
-            return self.row.masses[low:high]
+            return self.row.part(low, high)
         assert self.inner is not None
         base = trie.span(self.place)[0]
         return self.inner[low - base : high - base]

@@ -66,6 +66,7 @@ class Reduction:
         )
         self.tokens: NDArray[np.int64] = text_ids[self.trie.order]  # in the trie's order
         self.ends = np.asarray(vocabulary.end_ids, np.int64)
+        self.banned = np.asarray(vocabulary.banned_ids)
         self._successors: dict[tuple[bytes, Tokens], NDArray[np.bool_]] = {}
         self._writable: dict[bytes, NDArray[np.bool_]] = {}
         self.canonicality: Canonicality = (
@@ -116,40 +117,48 @@ class Reduction:
 class Row:
     """The law of the next token after one sequence, made when needed; float64."""
 
-    __slots__ = ("_end", "_law", "_logits", "_reduction")
+    __slots__ = ("_law", "_logits", "_masses", "_reduction")
 
     def __init__(self, reduction: Reduction, logits: NDArray[np.floating]) -> None:
         self._reduction = reduction
         self._logits = logits
-        self._law: Float | None = None
-        self._end = 0.0
+        self._law: Float | None = None  # by token id
+        self._masses: Float | None = None
+
+    def part(self, low: int, high: int) -> Float:
+        """[high - low] masses of tokens with text, by their places in the trie's order."""
+        if self._masses is not None:
+            return self._masses[low:high]
+        return self._made()[self._reduction.tokens[low:high]]
 
     @property
     def masses(self) -> Float:
         """[tokens with text] in the trie's order, summing to 1 with `end`."""
-        if self._law is None:
-            # Only these are normalised: what is banned has no mass.
-            law = self._logits.take(self._reduction.tokens).astype(np.float64)
-            ends = self._logits[self._reduction.ends].astype(np.float64)
-            top = max(law.max(), ends.max(initial=-np.inf))
-            law -= top
-            np.exp(law, out=law)
-            ends = np.exp(ends - top)
-            total = law.sum() + ends.sum()
-            law /= total
-            self._law, self._end = law, float(ends.sum() / total)
-        return self._law
+        if self._masses is None:
+            self._masses = self._made().take(self._reduction.tokens)
+        return self._masses
 
     @property
     def end(self) -> float:
         """Mass of all stop ids together."""
-        _ = self.masses
-        return self._end
+        return float(self._made()[self._reduction.ends].sum())
 
     def restricted(self, allowed: NDArray[np.bool_]) -> "Row":
         """The law given that the next token is an allowed one [tokens with text] or END."""
         twin = Row(self._reduction, self._logits)
-        law = self.masses * allowed
-        total = law.sum() + self._end
-        twin._law, twin._end = (law / total, self._end / total) if total > 0 else (law, 0.0)
+        law = self._made().copy()
+        law[self._reduction.tokens] *= allowed
+        total = law.sum()
+        twin._law = law / total if total > 0 else law
         return twin
+
+    def _made(self) -> Float:
+        """[V] by token id."""
+        if self._law is None:
+            law = self._logits.astype(np.float64)
+            law[self._reduction.banned] = -np.inf
+            law -= law.max()
+            np.exp(law, out=law)
+            law /= law.sum()
+            self._law = law
+        return self._law
