@@ -104,10 +104,10 @@ class Walk:
         self.live += handles
         return handles
 
-    def error(self) -> float:
-        """The largest error of a logit, by the largest logit."""
+    def errors(self) -> tuple[float, float]:
+        """The largest error of a logit, by the largest logit, and of a probability."""
         beginnings = {s[:n] for s in self.answers for n in range(len(s))}
-        worst, scale = 0.0, 0.0
+        worst, scale, probability = 0.0, 0.0, 0.0
         for sequence in self.answers.keys() - beginnings:
             plain = last_logits(self.model, sequence)
             for n, row in enumerate(plain, 1):
@@ -115,11 +115,21 @@ class Walk:
                 if answer is not None:
                     worst = max(worst, float((answer - row).abs().max()))
                     scale = max(scale, float(row.abs().max()))
-        return worst / scale
+                    laws = (answer.double().softmax(-1), row.double().softmax(-1))
+                    probability = max(probability, float((laws[0] - laws[1]).abs().max()))
+        return worst / scale, probability
+
+    def error(self) -> float:
+        return self.errors()[0]
 
 
 def walk(forest: TreeKV | BatchedKV, model: PreTrainedModel, seed: int | None = None) -> float:
-    """Prompts on both sides of the window, forks and deep branches, `keep` in between; error."""
+    """Error of a logit after prompts on both sides of the window, forks, branches and `keep`."""
+    return walked(forest, model, seed).error()
+
+
+def walked(forest: TreeKV | BatchedKV, model: PreTrainedModel, seed: int | None = None) -> Walk:
+    """Prompts on both sides of the window, forks and deep branches, `keep` in between."""
     w = Walk(forest, model, zlib.crc32(type(model).__name__.encode()) if seed is None else seed)
     tips = w.prefill([3, 11, 1, 20])
     for step in range(12):
@@ -136,7 +146,7 @@ def walk(forest: TreeKV | BatchedKV, model: PreTrainedModel, seed: int | None = 
     w.keep([tip])
     w.extend([tip])  # it sees all there is
     w.extend([tip, tip])
-    return w.error()
+    return w
 
 
 @pytest.fixture

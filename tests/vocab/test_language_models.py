@@ -22,6 +22,7 @@ from tests.vocab.forests import (
     last_logits,
     model_of,
     walk,
+    walked,
 )
 from tests.vocab.forests import no_garbage as no_garbage
 
@@ -34,7 +35,9 @@ def test_a_tree_equals_plain_forwards(family: str) -> None:
     assert type(forest) is TreeKV
     # Rounding of float32, of the plain forward too; with float64 below nothing is left of it.
     deep = NO_FLOAT64 | {"gemma4_text", "gemma3n_text"}  # more steps to round
-    assert walk(forest, model) <= (3e-6 if family in deep else 1.5e-6)
+    logit, probability = walked(forest, model).errors()
+    assert probability <= 1e-6
+    assert logit <= (3e-6 if family in deep else 1.5e-6)
 
 
 @pytest.mark.parametrize("family", FLOAT64)
@@ -54,7 +57,9 @@ def test_a_row_a_node_equals_plain_forwards(family: str) -> None:
     forest = language_model(model)
     assert type(forest) is BatchedKV and forest.cached
     assert re.search(ROWS[family], str(why_no_tree(model)))
-    assert walk(forest, model) <= 5e-6
+    logit, probability = walked(forest, model).errors()
+    assert probability <= 1e-6
+    assert logit <= 5e-6
 
 
 @pytest.mark.parametrize("family", OTHERS)
@@ -65,7 +70,9 @@ def test_other_families_equal_plain_forwards(family: str) -> None:
         pytest.skip("RoFormer sees ahead in transformers before 5.19")
     forest = language_model(model)
     assert type(forest) is BatchedKV and forest.cached == cached
-    assert walk(forest, model) <= 5e-6
+    logit, probability = walked(forest, model).errors()
+    assert probability <= 1e-6
+    assert logit <= 5e-6
 
 
 @pytest.mark.parametrize("kind", [TreeKV, BatchedKV])
