@@ -183,7 +183,7 @@ class Ensemble:
             text=answers[0] if single and len(answers) == 1 else answers,
             alphabet=self.alphabet,
             sequences=sequences,
-            tv_bound=state.tv_bound if self._pool == "mixture" else None,
+            tv_bound=state.tv_bound,
             leak=tuple(max(column) for column in zip(*leaks, strict=True)),
             calls=tuple(reader.calls for reader in readers),
             rows=tuple(reader.rows for reader in readers),

@@ -12,6 +12,7 @@ from infer_kit.vocab.sources import load_tokenizer
 from infer_kit.vocab.submap import Method, common_vocabulary
 from infer_kit.vocab.vocabulary import Vocabulary
 
+_ENOUGH = 1_000  # symbols of a text on which a mismatch is counted
 _IN_UTF8 = (*range(0xC0), *range(0xC2, 0xF5))  # bytes that some text has
 # What normalisers commonly change.
 _PROBES = {
@@ -241,6 +242,13 @@ def _advice(pair: PairFacts) -> tuple[str, Method | None, tuple[str, ...]]:
     if pair.problem is not None:
         return "bytes", None, (any_pair, f"On this text they were not compared: {pair.problem}")
     method, best = min(pair.mismatch.items(), key=lambda item: item[1].worst)
+    if best.worst < MOST_MISMATCH and min(best.counts) < _ENOUGH:
+        return "bytes", None, (
+            f"The text has {min(best.counts):,} symbols; a mismatch below {MOST_MISMATCH:.1%} shows "
+            f"in {_ENOUGH:,} or more.",
+            any_pair,
+            price,
+        )  # fmt: skip
     if best.worst < MOST_MISMATCH:
         return "common vocabulary", method, (
             f"Over their common vocabulary the two cut {best.worst:.2%} of the text's symbols "

@@ -6,6 +6,7 @@ from typing import Any
 
 from infer_kit.engine.cache_name import CACHE_NAMES
 from infer_kit.errors import UnsupportedArgument
+from infer_kit.vocab.utf8 import check_characters
 
 DEFAULT_NEW = 256  # symbols
 
@@ -23,6 +24,26 @@ _REFUSED = {
 
 
 _DRAFTS = ("assistant_model", "prompt_lookup_num_tokens")
+
+
+def _check_ids(kwargs: Mapping[str, Any], end: int) -> None:
+    """Raise for ids that are those of a tokenizer, where ids are symbols and END comes last."""
+    for name in ("pad_token_id", "bos_token_id"):
+        if kwargs.get(name) is not None:
+            raise UnsupportedArgument(
+                f"{name}={kwargs[name]} cannot work here: it names a token of one tokenizer, and "
+                "the members go on by symbols of an alphabet.",
+                hint="Leave it out: nothing is padded but the ids that come back.",
+            )
+    for name in ("eos_token_id", "suppress_tokens", "begin_suppress_tokens"):
+        given = kwargs.get(name)
+        for id in given if isinstance(given, Sequence) else () if given is None else (given,):
+            if not 0 <= int(id) <= end:
+                raise UnsupportedArgument(
+                    f"{name} has {id}, but the alphabet has the symbols 0 to {end - 1} and END "
+                    f"({end}).",
+                    hint="Every member's end token is END already. stop_strings ends at a text.",
+                )
 
 
 def alphabet_keywords(
@@ -45,6 +66,8 @@ def alphabet_keywords(
     rest = dict(kwargs)
     given = rest.pop("stop_strings", None)
     config = rest.get("generation_config")
+    if end is not None:
+        _check_ids(kwargs, end)
     for name in _DRAFTS if end is not None else ():
         if kwargs.get(name, getattr(config, name, None)) is not None:
             raise UnsupportedArgument(
@@ -71,4 +94,6 @@ def alphabet_keywords(
     stops = [given] if isinstance(given, str) else [] if given is None else given
     if not isinstance(stops, Sequence) or not all(isinstance(s, str) and s for s in stops):
         raise UnsupportedArgument(f"stop_strings are texts that are not empty, got {given!r}.")
+    for stop in stops:
+        check_characters(stop, "A stop string")
     return rest, [stop.encode() for stop in stops]

@@ -82,15 +82,3 @@ class Pace:
                 (text.reducers[member] for text in self.texts),
                 (step.waiting[member] for step in steps if member in step.waiting),
             )
-
-
-def advance_together(
-    texts: Sequence[PooledText], symbols: Sequence[int], readers: Sequence[Reader]
-) -> None:
-    """Every text goes on by its symbol; each model's forwards are shared by all texts."""
-    pace = Pace(texts, readers)
-    rows = range(len(texts))
-    for row, symbol in zip(rows, symbols, strict=True):
-        pace.start(row, symbol)
-    while any(map(pace.waits, rows)):
-        pace.read(rows)

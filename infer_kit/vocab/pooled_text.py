@@ -96,12 +96,17 @@ class PooledText:
         return np.stack([reducer.next() for reducer in self.reducers])
 
     @property
-    def tv_bound(self) -> float | None:
-        """Bound on the total variation between `law()` and the exact one; None for no mixture.
+    def _is_bounded(self) -> bool:
+        return self._pool == "mixture" and self._weighting.rule in (None, "bayes")
 
-        Weights that are neither fixed nor "bayes" are taken as they came out.
+    @property
+    def tv_bound(self) -> float | None:
+        """Bound on the total variation between `law()` and the exact one.
+
+        None for pools but a mixture, and for weights that follow from what the members say ("bayes"
+        excepted, which is the mixture of whole texts): nothing bounds how far these are off.
         """
-        if self._pool != "mixture":
+        if not self._is_bounded:
             return None
         self.law()
         return self._bound
@@ -145,10 +150,11 @@ class PooledText:
             return weights @ laws
         if callable(self._pool):
             pooled = np.asarray(self._pool(laws, weights), np.float64)
-            if pooled.shape != laws.shape[1:] or not (pooled >= 0).all():
+            fits = pooled.shape == laws.shape[1:]
+            if not (fits and (pooled >= 0).all() and np.isfinite(pooled).all()):
                 raise InferKitError(
-                    f"The pool function returned shape {list(pooled.shape)}; expected a law "
-                    f"{list(laws.shape[1:])}, nowhere negative."
+                    f"The pool function returned shape {list(pooled.shape)}; expected masses "
+                    f"{list(laws.shape[1:])}, nowhere negative nor infinite."
                 )
             return pooled
         logs = weights @ np.log(np.where(writable, laws, 1.0))
@@ -212,8 +218,9 @@ class PooledText:
             return *parts[0], members
         low, high = math.fsum(self.record.low), math.fsum(self.record.high)
         if end and self._pool == "mixture":
-            now = np.array([reducer.logprob() for reducer in self.reducers])
-            least, most = _ratios(self.weights, now, np.array(parts))
+            masses = np.array(parts)
+            masses[:, 0] += [reducer.given for reducer in self.reducers]
+            least, most = self._ratios(self.weights, self._log_masses(), masses)
             low, high = low + least, high + most
         elif end:
             low = high = low + _log(self.law()[-1])
@@ -224,39 +231,46 @@ class PooledText:
         if self._pool != "mixture":
             self.law()
         bound = self.tv_bound if self._law is not None else None  # a scored text needs no law
-        return Before(self.weights, bound, np.array([r.logprob() for r in self.reducers]))
+        return Before(self.weights, bound, self._log_masses())
 
     def after(self, symbol: int, before: "Before") -> None:
         """Learn from a symbol that all reducers have read."""
-        now = np.array([reducer.logprob() for reducer in self.reducers])
-        # P(ys)/P(y), where each P lies between the retained mass and that with the ledger's.
-        likely = np.exp(now[:, 0] - before.logprobs[:, 0])
+        now = self._log_masses()
+        likely = np.exp(now[:, 0] - before.log_masses[:, 0])
         record, weights = self.record, before.weights
         record.weights.append(weights)
         record.logprobs.append(np.log(likely))
         if before.tv_bound is not None:
             record.tv_bounds.append(before.tv_bound)
         if self._pool == "mixture":
-            low, high = _ratios(weights, before.logprobs, now)
+            low, high = self._ratios(weights, before.log_masses, now)
         elif self._pool == "product":  # of a symbol that was left out of the law as well
             low = high = float(weights @ np.log(likely)) - self._log_total
         else:
             low = high = _log(self.law()[symbol])
         record.low.append(low)
         record.high.append(high)
-        self._weights = self._weighting.after(self._weights, likely)
+        self._weights = self._weighting.after(self._weights, likely, now[:, 0])
         self._law = self._now = None
 
+    def _log_masses(self) -> Float:
+        return np.array([reducer.log_masses for reducer in self.reducers])
 
-def _ratios(weights: Float, before: Float, after: Float) -> tuple[float, float]:
-    """Bounds on the log-probability, under the mixture, of going on as the members did.
+    def _ratios(self, weights: Float, before: Float, after: Float) -> tuple[float, float]:
+        """Log-probability, under the mixture, of going on as the members did.
 
-    Args:
-        before, after: [N, 2] bounds of their log-probabilities.
-    """
-    least = float(weights @ np.exp(after[:, 0] - before[:, 1]))
-    most = float(weights @ np.exp(after[:, 1] - before[:, 0]))
-    return _log(least), min(0.0, _log(most))
+        P(ys)/P(y), where each P lies between the retained mass and that with the ledger's. Equal
+        bounds, of the retained masses, where nothing bounds the weights.
+
+        Args:
+            before, after: [N, 2] bounds of the logs of the members' masses.
+        """
+        if not self._is_bounded:
+            value = _log(float(weights @ np.exp(after[:, 0] - before[:, 0])))
+            return value, value
+        least = float(weights @ np.exp(after[:, 0] - before[:, 1]))
+        most = float(weights @ np.exp(after[:, 1] - before[:, 0]))
+        return _log(least), min(0.0, _log(most))
 
 
 def _log(value: float) -> float:
@@ -265,8 +279,8 @@ def _log(value: float) -> float:
 
 @dataclass(frozen=True)
 class Before:
-    """Weights [N], bound and members' log-probability bounds [N, 2] before a step."""
+    """Weights [N], bound, and bounds [N, 2] of the logs of the members' masses before a step."""
 
     weights: Float
     tv_bound: float | None
-    logprobs: Float
+    log_masses: Float

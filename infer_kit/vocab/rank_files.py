@@ -73,6 +73,10 @@ def read_tiktoken(
         known = pattern or next((key for key in PATTERNS if path.name.startswith(key)), None)
         if known is None and pairs is not None:
             known = "gpt2"
+    elif not hasattr(source, "_mergeable_ranks"):
+        raise InferKitError(
+            f"Expected the path of a rank file or a tiktoken.Encoding, got {type(source).__name__}."
+        )
     else:
         ranks = dict(source._mergeable_ranks)
         known = pattern or source._pat_str
@@ -159,9 +163,13 @@ def _tokenizer(
     # Oniguruma reads `{1,3}+` as a repetition; the possessive that it means elsewhere only saves
     # time where, as here, it ends an alternative.
     pattern = re.sub(r"(\{\d+(?:,\d*)?\})\+", r"\1", splitting.pattern)
+    try:
+        regex = Regex(pattern)
+    except Exception as error:  # the Rust side has no class of its own for it
+        raise InferKitError(f"pattern is no regular expression: {error}") from error
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.Split(regex, "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from numbers import Real
 
 import numpy as np
@@ -17,6 +18,7 @@ Request = tuple[int, int]  # a node of the model's forest, and the token to read
 Answer = tuple[int, Row]  # the new node and its law
 Steps = Generator[list[Request], list[Answer], None]
 
+_SPARES = 16  # of what mode "full" dropped, kept in case that nothing else goes on
 _HINTS = {
     "late": "Its tokenizer does not cut text so. Over bytes any text of its characters can be "
     'written; over other alphabets mode="early" offers no such symbol; mode="full" admits all.',
@@ -133,8 +135,9 @@ class CertifiedReducer:
         reduction: the model's vocabulary over the alphabet.
         eps: bound on the total variation of each next-symbol law, in [0, 1); 0 is exact.
 
-    In mode "full" what is dropped is forgotten (`Stats.dropped` adds up the fractions, which
-    bounds the law of the whole text): without canonical tokens the ledger would never empty.
+    In mode "full" what is dropped is not read again while anything else goes on (`Stats.dropped`
+    adds up the fractions, which bounds the law of the whole text): without canonical tokens the
+    ledger would never empty. `eps` is there the share that is dropped at each step.
 
     Source: arXiv 2510.08102, theorems of the relative cover and the next law; the ledger, revival
     and the bounds are ours.
@@ -151,7 +154,9 @@ class CertifiedReducer:
         self._live: list[Hypothesis] = []
         self._unread: list[Unread] = []
         self._window, _ = reduction.canonicality.open()
-        self._forgotten = 0.0  # mass dropped in mode "full", which nothing brings back
+        self._forgotten = 0.0  # mass dropped in mode "full"
+        self._spares: list[Unread] = []  # the heaviest of it
+        self._given_symbols = 0
         self._next: Float | None = None
         self.ahead: Sequence[int] = ()  # the symbols that will come next, where they are known
 
@@ -171,6 +176,7 @@ class CertifiedReducer:
         """From now on `logprob` is given the symbols so far."""
         self.log_scale = 0.0
         self.given = math.log1p(self.ledger)
+        self._given_symbols = self.stats.symbols
 
     def fork(self) -> "CertifiedReducer":
         """An independent copy that shares the model's nodes."""
@@ -179,7 +185,9 @@ class CertifiedReducer:
         twin.log_scale, twin.text, twin._window = self.log_scale, self.text, self._window
         twin._live = [replace(hypothesis) for hypothesis in self._live]
         twin._unread = [replace(entry) for entry in self._unread]
+        twin._spares = [replace(entry) for entry in self._spares]
         twin._forgotten, twin.given = self._forgotten, self.given
+        twin._given_symbols = self._given_symbols
         return twin
 
     # What is known ----------------------------------------------------------------------------
@@ -195,9 +203,15 @@ class CertifiedReducer:
         dropped = self.ledger
         return dropped / (1.0 + dropped)
 
+    @property
+    def log_masses(self) -> tuple[float, float]:
+        """Bounds on the log of the mass now, by the mass that was retained after the prompt."""
+        return self.log_scale, self.log_scale + math.log1p(self.ledger)
+
     def logprob(self) -> tuple[float, float]:
         """Bounds on the log-probability of the symbols so far, in nats."""
-        return self.log_scale - self.given, self.log_scale + math.log1p(self.ledger)
+        low, high = self.log_masses
+        return low - self.given, high
 
     def logprob_end(self) -> tuple[float, float]:
         """Bounds on the log-probability of the symbols so far and END."""
@@ -222,7 +236,7 @@ class CertifiedReducer:
     def nodes(self) -> Iterable[int]:
         """Nodes of the forest that the reducer may go on from."""
         yield from (h.node for h in self._live)
-        yield from (entry.node for entry in self._unread)
+        yield from (entry.node for entry in chain(self._unread, self._spares))
 
     def likely(self, share: float) -> list[tuple[float, Request]]:
         """What will probably have to be read next, with its share of the mass.
@@ -287,12 +301,20 @@ class CertifiedReducer:
             ZeroProbability: no tokens of the model spell the text so.
         """
         moved = self._move(_Moved(self._window, self._live, self._unread), symbol)
+        spares = self._spares
+        if spares:
+            spares = self._move(_Moved(self._window, [], spares), symbol).unread
         text = self.text + self.reduction.symbols[symbol]
         self.text = text if len(text) < 4096 else text[-2048:]
         retained = math.fsum(h.mass for h in moved.live)
         unread = math.fsum(entry.mass for entry in moved.unread)
+        if not retained + unread > 0 and spares:  # back to what was dropped
+            moved.unread, spares = spares, []
+            unread = math.fsum(entry.mass for entry in moved.unread)
+            self._forgotten = max(self._forgotten - unread, 0.0)
         if not retained + unread > 0:
             raise self._impossible(symbol, self.stats.symbols)
+        self._spares = spares
         self._live, self._unread, self._window = moved.live, moved.unread, moved.window
         self._next = None
         self.stats.symbols += 1
@@ -315,9 +337,15 @@ class CertifiedReducer:
         written = self.reduction.symbols[symbol]
         return ZeroProbability(
             f"The model cannot write {written!r} after {self.text[: -len(written)][-40:]!r} "
-            f"(symbol {place} of the text).",
-            hint=_HINTS.get(self.reduction.mode),
+            f"({self._place(place)}).",
+            hint=f"More than it was dropped at eps={self.eps}; give a smaller eps."
+            if self._forgotten
+            else _HINTS.get(self.reduction.mode),
         )
+
+    def _place(self, symbol: int) -> str:
+        given = self._given_symbols
+        return f"symbol {symbol - given} of the text" if symbol >= given else "in the prompt"
 
     def _read_unread(self) -> Steps:
         """Let the model read what is too heavy to be left out."""
@@ -328,6 +356,8 @@ class CertifiedReducer:
             dropped = math.fsum(entry.mass for entry in self._unread)
             self.stats.dropped += dropped / (retained + dropped)
             self._forgotten += dropped
+            spares = sorted((*self._spares, *self._unread), key=lambda entry: -entry.mass)
+            self._spares = spares[:_SPARES]
             self._unread = []
 
     def _read(self, wanted: Sequence[Unread]) -> Steps:
@@ -372,7 +402,7 @@ class CertifiedReducer:
         for h in self._live:
             h.weight /= retained
             h.mass /= retained
-        for entry in self._unread:
+        for entry in chain(self._unread, self._spares):
             entry.mass /= retained
         self._forgotten /= retained
         self.log_scale += math.log(retained)
@@ -401,7 +431,9 @@ class CertifiedReducer:
                     unread.append(Unread(mass, h.node, token, window, since, state))
             inner = h.weight * float(masses[ending:].sum())
             if inner > 0:
-                live.append(Hypothesis(h.node, h.weight, h.since, place, masses, None, inner))
+                # A copy: a view would keep the law of all tokens alive.
+                kept = masses.copy()
+                live.append(Hypothesis(h.node, h.weight, h.since, place, kept, None, inner))
         for entry in now.unread:
             states = self._states(entry.states, window, symbol)
             if states:

@@ -157,7 +157,15 @@ class Row:
         if self._law is None:
             law = self._logits.astype(np.float64)
             law[self._reduction.banned] = -np.inf
-            law -= law.max()
+            top = law.max()
+            if not np.isfinite(top):
+                raise InferKitError(
+                    f"The model of {self._reduction.vocabulary.name!r} gives no token with text a "
+                    "probability: its logits are not finite.",
+                    hint="Is the model broken, or in half precision? Do token_warpers leave it "
+                    "special tokens only?",
+                )
+            law -= top
             np.exp(law, out=law)
             law /= law.sum()
             self._law = law

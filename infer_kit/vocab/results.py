@@ -20,13 +20,15 @@ class EnsembleOutput:
         sequences: [R, n] ids of the alphabet, padded; tokens with their prompts for "tokens".
         tv_bound: largest bound, over all steps of all sequences, on the total variation between
             the law drawn from and the exact one; 0 is exact, None where there is no bound (pools
-            but a mixture). `steps[r].tv_bounds` has each one's.
+            but a mixture, weights "fixed_share", "entropy" and functions). `steps[r].tv_bounds`
+            has each one's.
         leak: for each member, canonical mass lost per symbol, of the sequence with most (mode
             "late", "early").
         calls: for each member, its forward calls, the prompt's included.
         rows: for each member, the token positions that its forwards computed after the prompts.
-        steps: for each sequence weights, bounds and members' log-probabilities of each symbol;
-            empty under beam search and for "tokens".
+        steps: for each sequence weights, bounds and members' log-probabilities of each symbol
+            that its members have read (the last one of a text need not be); empty under beam
+            search and for "tokens".
         output: what `generate` returned.
     """
 
@@ -46,7 +48,7 @@ class LogProb:
     """The log-probability of a text, between certified bounds, in nats.
 
     Attributes:
-        low, high: bounds; equal for pools without bounds.
+        low, high: bounds; equal, and none, where there are none (see `EnsembleOutput.tv_bound`).
         members: the same for each member alone.
         length: of the text, in bytes.
         leak: for each member, canonical mass lost per symbol.

@@ -24,7 +24,7 @@ _AT_ANY_PACE = frozenset(
     ("max_new_tokens", "min_new_tokens", "max_length", "max_time", "do_sample",
      "num_return_sequences", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p",
      "epsilon_cutoff", "eta_cutoff", "renormalize_logits", "remove_invalid_values",
-     "suppress_tokens", "begin_suppress_tokens", "pad_token_id", "bos_token_id", "eos_token_id",
+     "suppress_tokens", "begin_suppress_tokens", "eos_token_id",
      "return_dict_in_generate", "transformers_version", "_from_model_config")
 )  # fmt: skip
 

@@ -78,7 +78,7 @@ class SymbolCache(Cache):
 
     Attributes:
         seen: ids fed so far, BEGIN included.
-        tv_bound: largest of all steps and sequences so far.
+        tv_bound: largest of all steps and sequences so far; None where there is none.
         least, ends: no sequence is ended by one of `ends` before it has `least` symbols.
         most: symbols at which a sequence ends, where texts are not in step.
     """
@@ -97,7 +97,7 @@ class SymbolCache(Cache):
         self.most: int | None = None
         self.ends: Sequence[int] = ()
         self.seen = 0
-        self.tv_bound = 0.0
+        self.tv_bound: float | None = 0.0
 
     @property
     def texts(self) -> list[PooledText]:
@@ -139,7 +139,8 @@ class SymbolCache(Cache):
                 laws[row, : tokenizer.eos_token_id + 1] = text.law()
                 if text.length < self.least:
                     laws[row, self.ends] = 0.0
-                self.tv_bound = max(self.tv_bound, text.tv_bound or 0.0)
+                bound = text.tv_bound
+                self.tv_bound = None if bound is None else max(self.tv_bound or 0.0, bound)
         return laws
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -40,7 +40,8 @@ class TokenEnsemble:
         self._vocabularies = tuple(vocabularies)
         self._lm = CoupledLM(models, weights=list(weights), pool=pool)
         self.tokenizer = SymbolTokenizer(self._vocabularies[0].tokens)
-        self._ends = self._vocabularies[0].end_ids
+        self._is_mixture = pool == "mixture"
+        self._ends = tuple(sorted({end for v in self._vocabularies for end in v.end_ids}))
         settings = self._lm.generation_config
         settings.eos_token_id = list(self._ends) or None
         settings.max_new_tokens, settings.max_length = DEFAULT_NEW, None
@@ -67,7 +68,7 @@ class TokenEnsemble:
             text=texts[0] if single and len(texts) == 1 else texts,
             alphabet="tokens",
             sequences=sequences,
-            tv_bound=0.0,
+            tv_bound=0.0 if self._is_mixture else None,
             leak=(0.0,) * members,
             calls=tuple(calls[id(model)] for model in self._models),
             rows=(int((sequences.shape[1] - longest) * len(sequences)),) * members,

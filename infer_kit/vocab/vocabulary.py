@@ -60,6 +60,13 @@ class Vocabulary:
             raise InferKitError(
                 f"Unknown kind of vocabulary {self.kind!r}; expected one of {KINDS}."
             )
+        for id, token in enumerate(self.tokens):
+            if not (token is None or isinstance(token, bytes)):
+                raise InferKitError(
+                    f"Token {id} of {self.name!r} is {token!r}; expected its bytes, or None."
+                )
+        if all(token is None for token in self.tokens):
+            raise InferKitError(f"No token of {self.name!r} has text.")
         if b"" in self.tokens:
             raise InferKitError(f"Token {self.tokens.index(b'')} of {self.name!r} spells nothing.")
         for id in self.end_ids:

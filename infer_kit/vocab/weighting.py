@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -68,16 +69,24 @@ class Weighting:
             return surer / surer.sum()
         return weights
 
-    def after(self, weights: Float, likelihoods: Float) -> Float:
-        """[N] weights after a symbol to which member i gave `likelihoods[i]`."""
-        if self.rule not in ("bayes", "fixed_share"):
+    def after(self, weights: Float, likelihoods: Float, logprobs: Float) -> Float:
+        """[N] weights after a symbol.
+
+        Args:
+            weights: before it. likelihoods: [N] what each member gave it.
+            logprobs: [N] what each gave all symbols so far, in logs, which do not underflow.
+        """
+        if self.rule == "bayes":
+            with np.errstate(divide="ignore"):
+                logs = np.log(self.start()) + logprobs
+            posterior = np.exp(logs - logs.max())
+            return posterior / posterior.sum()
+        if self.rule != "fixed_share":
             return weights
         posterior = weights * likelihoods
         if not posterior.sum() > 0:
             return weights  # underflow of all: nothing was learnt
         posterior /= posterior.sum()
-        if self.rule == "bayes":
-            return posterior
         return (1 - self.switching_rate) * posterior + self.switching_rate * self.start()
 
 
@@ -95,6 +104,8 @@ def make_weighting(
     """
     if switching_rate is None:
         switching_rate = SWITCHING_RATE
+    elif not isinstance(switching_rate, Real):
+        raise InferKitError(f"switching_rate is {switching_rate!r}; expected between 0 and 1.")
     elif weights != "fixed_share":
         raise InferKitError(f"switching_rate is that of weights='fixed_share', not of {weights!r}.")
     if not 0 <= switching_rate <= 1:

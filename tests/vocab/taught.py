@@ -22,10 +22,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedModel
 
 import infer_kit as ik
-from infer_kit.vocab.pace import advance_together
 from infer_kit.vocab.pooled_text import PooledText
 from tests.tiny import text_model
 from tests.vocab import trained
+from tests.vocab.reference import advance_together
 from tests.vocab.texts import SENTENCES
 
 LESSONS = [SENTENCES[place] for place in (0, 1, 2, 3, 4, 5, 12, 22)]

@@ -111,7 +111,10 @@ def test_a_common_vocabulary_that_fits_is_advised(files: dict[str, str], tmp_pat
     ids = spec["model"]["vocab"]
     ids["Ġthe"], ids["!"] = ids["!"], ids["Ġthe"]
     (tmp_path / "moved.json").write_text(json.dumps(spec))
-    found = inspect_tokenizers(files["byte_level_bpe"], str(tmp_path / "moved.json"), TEXT)
+    pair = files["byte_level_bpe"], str(tmp_path / "moved.json")
+    short = inspect_tokenizers(*pair, TEXT)
+    assert short.alphabet == "bytes" and "shows in 1,000 or more" in short.why[0]
+    found = inspect_tokenizers(*pair, TEXT * 20)
     assert found.pair is not None and not found.pair.same and found.pair.shares == (1, 1)
     assert (found.alphabet, found.method) == ("common vocabulary", "bpe")
     assert found.cost[0][1] == pytest.approx(found.cost[0][0])

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from infer_kit.errors import InferKitError
-from infer_kit.vocab.pace import advance_together
 from infer_kit.vocab.pooled_text import Pool, PooledText
 from infer_kit.vocab.reading import Reader
 from infer_kit.vocab.reducer import CertifiedReducer, ZeroProbability
@@ -19,6 +18,7 @@ from infer_kit.vocab.trie import Float
 from infer_kit.vocab.weighting import Weighting
 from tests.vocab import kinds
 from tests.vocab.reference import (
+    advance_together,
     SlowCanonical,
     SlowReducer,
     Symbols,

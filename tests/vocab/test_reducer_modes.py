@@ -95,9 +95,9 @@ def test_early_is_the_law_of_canonical_tokens_renormalised(kind: str) -> None:
     assert reducer.stats.leak == 0
 
 
-def few_letters(mode: str, eps: float = 0.0) -> tuple[CertifiedReducer, Reader]:
+def few_letters(mode: str, eps: float = 0.0, seed: int = 0) -> tuple[CertifiedReducer, Reader]:
     vocabulary = kinds.vocabulary("few_letters_bpe")
-    return opened(reduction("few_letters_bpe", mode), hashed(vocabulary.size), (2,), eps)
+    return opened(reduction("few_letters_bpe", mode), hashed(vocabulary.size, seed), (2,), eps)
 
 
 LETTERS = b"abl' \n"
@@ -124,15 +124,17 @@ def test_early_loses_nothing() -> None:
 # Certificates ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("mode", ["late", "early"])
-def test_pruned_laws_are_within_their_bound(mode: str) -> None:
+def test_pruned_laws_are_within_their_bound(mode: str, seed: int) -> None:
+    """More than 100,000 states in all."""
     states, closest = 0, 0.0
     exact = {
         y: (here.next(), here.logprob()[0])
-        for y, here in reached(*few_letters(mode), LETTERS, LONGEST)
+        for y, here in reached(*few_letters(mode, seed=seed), LETTERS, LONGEST)
     }
-    for eps in (1e-3, 0.03, 0.3):
-        for y, here in reached(*few_letters(mode, eps), LETTERS, LONGEST):
+    for eps in (1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 0.6):
+        for y, here in reached(*few_letters(mode, eps, seed), LETTERS, LONGEST):
             states += 1
             law, logprob = exact[y]
             error = total_variation(law, here.next())
@@ -140,8 +142,8 @@ def test_pruned_laws_are_within_their_bound(mode: str) -> None:
             closest = max(closest, error / max(here.tv_bound, 1e-9))
             low, high = here.logprob()
             assert low - 1e-10 <= logprob <= high + 1e-10
-            assert here.stats.largest_ledger <= 8
-    assert states > 1000 and closest > 0.5
+            assert here.stats.largest_ledger <= 16
+    assert states > 10_000 and closest > 0.5
 
 
 def test_a_text_turns_out_to_be_impossible() -> None:

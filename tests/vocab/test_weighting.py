@@ -22,11 +22,13 @@ def laws_of(members: int, steps: int, seed: int = 0) -> Float:
 def log_loss(weighting: Weighting, likelihoods: Float) -> float:
     """Of the mixture with these weights, in nats."""
     weights, loss = weighting.start(), 0.0
+    logprobs = np.zeros(len(weights))
     for row in likelihoods:
         weights = weighting.at(weights, row[:, None])
         assert weights.sum() == pytest.approx(1.0, abs=1e-12)
         loss -= math.log(weights @ row)
-        weights = weighting.after(weights, row)
+        logprobs = logprobs + np.log(row)
+        weights = weighting.after(weights, row, logprobs)
     return loss
 
 
@@ -37,7 +39,8 @@ def test_bayes_is_the_posterior_and_the_mixture_of_whole_texts() -> None:
     for step, row in enumerate(likelihoods):
         joint = np.array(PRIOR) * likelihoods[:step].prod(0)
         np.testing.assert_allclose(weights, joint / joint.sum(), rtol=1e-10)
-        weights = weighting.after(weights, row)
+        so_far = np.log(likelihoods[: step + 1]).sum(0)
+        weights = weighting.after(weights, row, so_far)
     whole = -math.log(PRIOR @ likelihoods.prod(0))
     assert log_loss(weighting, likelihoods) == pytest.approx(whole, rel=1e-12)
 
@@ -66,7 +69,7 @@ def test_fixed_share_follows_a_change_of_the_best_member() -> None:
     weights = shared.start()
     for row in likelihoods[:100]:
         posterior = weights * row / (weights @ row)
-        weights = shared.after(weights, row)
+        weights = shared.after(weights, row, row)
         np.testing.assert_allclose(weights, (1 - rate) * posterior + rate * 0.5, rtol=1e-12)
     assert weights.min() == pytest.approx(rate / 2, rel=0.1)  # none is ever given up
 
@@ -84,18 +87,30 @@ def test_entropy_prefers_the_surer_member() -> None:
     expected = np.array(PRIOR) * np.exp(-np.array(entropy))
     np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-12)
     assert Weighting(PRIOR, "entropy").needs_laws and not Weighting(PRIOR, "bayes").needs_laws
-    np.testing.assert_array_equal(Weighting(PRIOR, "entropy").after(weights, laws[:, 0]), weights)
+    after = Weighting(PRIOR, "entropy").after(weights, laws[:, 0], laws[:, 0])
+    np.testing.assert_array_equal(after, weights)
 
 
 def test_fixed_weights_stay() -> None:
     weighting = Weighting(PRIOR)
-    weights = weighting.after(weighting.start(), np.array([0.1, 0.9, 0.5]))
+    likelihoods = np.array([0.1, 0.9, 0.5])
+    weights = weighting.after(weighting.start(), likelihoods, np.log(likelihoods))
     np.testing.assert_array_equal(weighting.at(weights, laws_of(3, 3)), PRIOR)
 
 
 def test_underflow_of_all_members_teaches_nothing() -> None:
-    weighting = Weighting(PRIOR, "bayes")
-    np.testing.assert_array_equal(weighting.after(np.array(PRIOR), np.zeros(3)), PRIOR)
+    weighting = Weighting(PRIOR, "fixed_share", 0.1)
+    after = weighting.after(np.array(PRIOR), np.zeros(3), np.full(3, -np.inf))
+    np.testing.assert_array_equal(after, PRIOR)
+
+
+def test_a_member_far_behind_comes_back() -> None:
+    """Weights of e^-900 are no number of float64; the posterior remembers them."""
+    weighting = Weighting((0.5, 0.5), "bayes")
+    behind = weighting.after(weighting.start(), np.ones(2), np.array([-100.0, -1000.0]))
+    np.testing.assert_array_equal(behind, [1.0, 0.0])
+    level = weighting.after(behind, np.ones(2), np.array([-1900.0, -1900.0]))
+    np.testing.assert_allclose(level, [0.5, 0.5])
 
 
 def test_a_function_gives_the_weights_of_each_step() -> None:
