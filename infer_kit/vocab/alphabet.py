@@ -54,16 +54,20 @@ def choose_alphabet(
     for symbol in symbols:
         if not isinstance(symbol, bytes) or not symbol:
             raise InferKitError(f"The vocabulary has {symbol!r}; expected non-empty byte strings.")
-    if same:
+    if same or all(len(symbol) == 1 for symbol in symbols):
         return "symbols", symbols, None
+    names = " and ".join(repr(vocabulary.name) for vocabulary in vocabularies)
     try:
         method, mismatch = best_method(vocabularies, symbols)
-    except InferKitError:
-        if not force:
-            raise
-        return "symbols", symbols, None
+    except InferKitError as error:
+        if force:
+            return "symbols", symbols, None
+        raise VocabularyMismatch(
+            f"How differently {names} cut plain texts over this vocabulary cannot be counted: "
+            f"{error}",
+            hint="Leave out vocabulary to pool over bytes, or give force=True.",
+        ) from error
     if mismatch.worst > MOST_MISMATCH and not force:
-        names = " and ".join(repr(vocabulary.name) for vocabulary in vocabularies)
         raise VocabularyMismatch(
             f"{names} cut {mismatch.worst:.2%} of the symbols of plain texts differently over this "
             f"vocabulary, more than {MOST_MISMATCH:.1%}: each would be asked about beginnings that "

@@ -73,14 +73,20 @@ def text_ids(vocabulary: Vocabulary, text: str, tokenizer: Any = None) -> list[i
     if callable(tokenizer) and _has_special(vocabulary, text):
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids if ids[: len(begin)] == begin else [*begin, *ids]
+    read = warn_if_changed(vocabulary, text, "prompt")
+    return [*begin, *vocabulary.encode(text)] if read else []
+
+
+def warn_if_changed(vocabulary: Vocabulary, text: str, what: str) -> str:
+    """What a text is read as; warns, with both, where a normaliser changes it."""
     read = vocabulary.conditioned(text)
     if read != text:
         warnings.warn(
-            f"The tokenizer {vocabulary.name!r} changes the prompt: {_short(text)} is read as "
+            f"The tokenizer {vocabulary.name!r} changes the {what}: {_short(text)} is read as "
             f"{_short(read)}.",
-            stacklevel=5,
+            stacklevel=6,
         )
-    return [*begin, *vocabulary.encode(text)] if read else []
+    return read
 
 
 def _has_special(vocabulary: Vocabulary, text: str) -> bool:

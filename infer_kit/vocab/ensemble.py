@@ -110,7 +110,7 @@ class Ensemble:
                 fit, weights or eps out of range.
         """
         models, tokenizers = checked_members(members)
-        if isinstance(pool, str) and pool not in ("mixture", "product"):
+        if not callable(pool) and pool not in ("mixture", "product"):
             raise InferKitError(f"Unknown pool {pool!r}: use 'mixture', 'product' or a function.")
         check_eps(eps)
         check_numbers(healing, prefetch)

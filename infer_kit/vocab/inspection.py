@@ -244,8 +244,8 @@ def _advice(pair: PairFacts) -> tuple[str, Method | None, tuple[str, ...]]:
     method, best = min(pair.mismatch.items(), key=lambda item: item[1].worst)
     if best.worst < MOST_MISMATCH and min(best.counts) < _ENOUGH:
         return "bytes", None, (
-            f"The text has {min(best.counts):,} symbols; a mismatch below {MOST_MISMATCH:.1%} shows "
-            f"in {_ENOUGH:,} or more.",
+            f"The text has {min(best.counts):,} symbols; a mismatch below {MOST_MISMATCH:.1%} "
+            f"shows in {_ENOUGH:,} or more.",
             any_pair,
             price,
         )  # fmt: skip

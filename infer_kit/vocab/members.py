@@ -38,6 +38,10 @@ def check_numbers(healing: Any, prefetch: Any) -> None:
 
 
 def check_warpers(warpers: Sequence[LogitsProcessor]) -> None:
+    if isinstance(warpers, LogitsProcessor):
+        raise InferKitError(
+            f"token_warpers is a {type(warpers).__name__}; expected a list of warpers."
+        )
     for warper in warpers:
         if not isinstance(warper, LogitsProcessor) or not type(warper).__name__.endswith("Warper"):
             raise InferKitError(

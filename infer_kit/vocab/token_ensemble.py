@@ -10,7 +10,13 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from infer_kit.engine.coupled_lm import CoupledLM
-from infer_kit.vocab.conditioning import answer_ids, chat_ids, split_ids, text_ids
+from infer_kit.vocab.conditioning import (
+    answer_ids,
+    chat_ids,
+    split_ids,
+    text_ids,
+    warn_if_changed,
+)
 from infer_kit.vocab.keywords import DEFAULT_NEW, alphabet_keywords
 from infer_kit.vocab.results import EnsembleOutput, LogProb
 from infer_kit.vocab.symbol_call import cut_at, with_stops
@@ -114,6 +120,7 @@ class TokenEnsemble:
     def _split(self, text: str, prompt: Any) -> tuple[list[dict[str, Tensor]], list[int]]:
         """Rows of the prompt, and the tokens of the text after it."""
         vocabulary = self._vocabularies[0]
+        warn_if_changed(vocabulary, text, "text")
         if not prompt:
             return self._row(prompt), vocabulary.encode(text)
         if not isinstance(prompt, str):

@@ -18,12 +18,12 @@ from infer_kit.vocab.trie import Float
 from infer_kit.vocab.weighting import Weighting
 from tests.vocab import kinds
 from tests.vocab.reference import (
-    advance_together,
     SlowCanonical,
     SlowReducer,
     Symbols,
     TokenLaw,
     UncachedLM,
+    advance_together,
     hashed,
     total_variation,
 )
