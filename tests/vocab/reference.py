@@ -15,8 +15,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from infer_kit.vocab.canonical import CONTEXTS, Canonicality
 from infer_kit.vocab.conditioning import Conditioning
-from infer_kit.vocab.pace import Pace
-from infer_kit.vocab.pooled_text import PooledText
 from infer_kit.vocab.reading import Reader
 from infer_kit.vocab.reducer import CertifiedReducer
 from infer_kit.vocab.reduction import Reduction
@@ -445,18 +443,6 @@ def read(reducer: CertifiedReducer, reader: Reader, symbols: Iterable[int]) -> C
     for symbol in symbols:
         reader.run([reducer.advance(symbol)], [reducer])
     return reducer
-
-
-def advance_together(
-    texts: Sequence[PooledText], symbols: Sequence[int], readers: Sequence[Reader]
-) -> None:
-    """Every text goes on by its symbol; each model's forwards are shared by all texts."""
-    pace = Pace(texts, readers)
-    rows = range(len(texts))
-    for row, symbol in zip(rows, symbols, strict=True):
-        pace.start(row, symbol)
-    while any(map(pace.waits, rows)):
-        pace.read(rows)
 
 
 def reached(

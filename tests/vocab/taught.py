@@ -22,10 +22,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedModel
 
 import infer_kit as ik
+from infer_kit.vocab.pace import Pace
 from infer_kit.vocab.pooled_text import PooledText
+from infer_kit.vocab.reading import Reader
 from tests.tiny import text_model
 from tests.vocab import trained
-from tests.vocab.reference import advance_together
 from tests.vocab.texts import SENTENCES
 
 LESSONS = [SENTENCES[place] for place in (0, 1, 2, 3, 4, 5, 12, 22)]
@@ -117,6 +118,18 @@ def pair(in_double: bool = False) -> list[Member]:
     """Byte-level BPE cut by a regular expression, and SentencePiece-like BPE."""
     get = precise if in_double else taught
     return [get("split_bpe"), get("signed_bpe")]
+
+
+def advance_together(
+    texts: Sequence[PooledText], symbols: Sequence[int], readers: Sequence[Reader]
+) -> None:
+    """Every text goes on by its symbol; each model's forwards are shared by all texts."""
+    pace = Pace(texts, readers)
+    rows = range(len(texts))
+    for row, symbol in zip(rows, symbols, strict=True):
+        pace.start(row, symbol)
+    while any(map(pace.waits, rows)):
+        pace.read(rows)
 
 
 class Walk:

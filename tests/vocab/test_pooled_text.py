@@ -23,10 +23,10 @@ from tests.vocab.reference import (
     Symbols,
     TokenLaw,
     UncachedLM,
-    advance_together,
     hashed,
     total_variation,
 )
+from tests.vocab.taught import advance_together
 
 LETTERS = b"abl' \n"
 MEMBERS = ("few_letters_bpe", "few_letters_unsplit_bpe")

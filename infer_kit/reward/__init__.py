@@ -1,0 +1,1 @@
+"""Portable reward tuning: a reward trained once through a frozen base, used with any other."""
