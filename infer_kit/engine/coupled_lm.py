@@ -105,6 +105,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         tokenizers: Sequence[Any] | None = None,
         plausibility: float = 0.0,
         experts: Sequence[int] | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         """Args:
         models: one model for each stream (the same object as often as it has streams; those
@@ -126,6 +127,8 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             probability of the expert's best token. Applied before all processors; 0 is off.
         experts: the streams whose distribution (of several: the product by their weights, which
             are normalised) is the expert. None for the primary stream.
+        vocab_size: how many ids are pooled, where the caller knows that the models' ids mean the
+            same up to there; no tokenizers are compared then.
 
         Raises:
             InferKitError: a model cannot be a stream (encoder-decoder, a cache of its own, in
@@ -137,7 +140,8 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             raise InferKitError("CoupledLM needs at least one model.")
         for index, model in enumerate(self_models):
             check_model(model, index)
-        vocab_size = common_vocabulary_size(self_models, tokenizers)
+        if vocab_size is None:
+            vocab_size = common_vocabulary_size(self_models, tokenizers)
         super().__init__(CoupledConfig(vocab_size=vocab_size))
         self._models = self_models  # a tuple: not registered, so nothing here owns their weights
         self._any_number = isinstance(models, PreTrainedModel)
