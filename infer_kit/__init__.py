@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from infer_kit.methods.red import REDOutput as REDOutput
     from infer_kit.methods.sweep import Sweep as Sweep
     from infer_kit.pool import Step as Step
+    from infer_kit.reward.compose import compose as compose
+    from infer_kit.reward.portable import PortableReward as PortableReward
     from infer_kit.streams import Group as Group
     from infer_kit.streams import Stream as Stream
     from infer_kit.trace import Trace as Trace
@@ -51,6 +53,7 @@ _HOME = {
     "MethodOutput": "infer_kit.methods.recipe",
     "ParallelICL": "infer_kit.methods.parallel_icl",
     "ParallelICLOutput": "infer_kit.methods.parallel_icl",
+    "PortableReward": "infer_kit.reward.portable",
     "Prompts": "infer_kit.methods.prompts",
     "RED": "infer_kit.methods.red",
     "REDOutput": "infer_kit.methods.red",
@@ -62,6 +65,7 @@ _HOME = {
     "VCD": "infer_kit.methods.contrastive",
     "Vocabulary": "infer_kit.vocab.vocabulary",
     "common_vocabulary": "infer_kit.vocab.submap",
+    "compose": "infer_kit.reward.compose",
 }
 
 __all__ = [
