@@ -32,7 +32,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "evals" / "results" / "versions.json"
-TESTS = ("tests/engine", "tests/methods", "tests/test_pool.py")
+TESTS = ("tests/engine", "tests/methods", "tests/reward", "tests/vocab", "tests/test_pool.py")
 PIP = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
 
 

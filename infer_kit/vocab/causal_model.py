@@ -1,6 +1,7 @@
 """A causal language model as a forest of tokens uses it: checked inputs, counted forwards."""
 
 import re
+import warnings
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from infer_kit.engine.arguments import context_length
 from infer_kit.engine.model_facts import forward_parameters
 from infer_kit.errors import InferKitError, PromptTooLong
 
@@ -58,6 +60,7 @@ class CausalModel:
         self.calls = 0
         self._embedding: Any = model.get_input_embeddings()
         self._limit = position_limit(model)
+        self._trained = context_length(model)
 
     @property
     def device(self) -> torch.device:
@@ -80,6 +83,13 @@ class CausalModel:
                 f"A sequence of {longest} tokens is too long for {self.name}: {self._limit[1]}.",
                 "Shorten the prompt, or generate less.",
             )
+        if self._trained is not None and longest > self._trained:
+            warnings.warn(
+                f"A sequence is longer than the {self._trained:,} positions that {self.name} was "
+                "made for: what it says from there on is worth little.",
+                stacklevel=2,
+            )
+            self._trained = None  # said once
 
     def check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         """Raise if a prompt is empty or cannot be read."""

@@ -144,6 +144,10 @@ class Ensemble:
         ]
         self._lm = SymbolLM(self._reductions[0].symbols, self.models[0].device)
 
+    def __repr__(self) -> str:
+        names = ", ".join(vocabulary.name for vocabulary in self.vocabularies)
+        return f"{type(self).__name__}({names}; {self.alphabet}, pool {self._pool!r})"
+
     @property
     def tokenizer(self) -> SymbolTokenizer:
         """Decodes the alphabet's ids, for streamers: `TextStreamer(ensemble.tokenizer)`."""

@@ -4,6 +4,8 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transformers import GenerationConfig
+
 from infer_kit.engine.cache_name import CACHE_NAMES
 from infer_kit.errors import UnsupportedArgument
 from infer_kit.vocab.utf8 import check_characters
@@ -23,26 +25,30 @@ _REFUSED = {
 }
 
 
+_OF_THE_CONSTRUCTOR = frozenset(
+    ("weights", "pool", "vocabulary", "mode", "eps", "switching_rate", "healing", "prefetch",
+     "token_warpers", "force")
+)  # fmt: skip
 _DRAFTS = ("assistant_model", "prompt_lookup_num_tokens")
 
 
 def _check_ids(kwargs: Mapping[str, Any], end: int) -> None:
     """Raise for ids that are those of a tokenizer, where ids are symbols and END comes last."""
-    for name in ("pad_token_id", "bos_token_id"):
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         if kwargs.get(name) is not None:
             raise UnsupportedArgument(
                 f"{name}={kwargs[name]} cannot work here: it names a token of one tokenizer, and "
                 "the members go on by symbols of an alphabet.",
-                hint="Leave it out: nothing is padded but the ids that come back.",
+                hint="Leave it out. Every member's end token is END already; stop_strings ends at "
+                "a text.",
             )
-    for name in ("eos_token_id", "suppress_tokens", "begin_suppress_tokens"):
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
         given = kwargs.get(name)
         for id in given if isinstance(given, Sequence) else () if given is None else (given,):
             if not 0 <= int(id) <= end:
                 raise UnsupportedArgument(
                     f"{name} has {id}, but the alphabet has the symbols 0 to {end - 1} and END "
-                    f"({end}).",
-                    hint="Every member's end token is END already. stop_strings ends at a text.",
+                    f"({end})."
                 )
 
 
@@ -54,18 +60,34 @@ def alphabet_keywords(
     Args:
         kwargs: of `Ensemble.generate`.
         end: the alphabet's END, where its ids are not a tokenizer's. Ids in a `generation_config`,
-            which most often is a model's own, then mean nothing and are left out; `eos_token_id`
-            as a keyword is taken for symbols at which to end as well.
+            which most often is a model's own, then mean nothing and are left out.
 
     Raises:
         UnsupportedArgument: a keyword that cannot work with several tokenizers.
     """
+    for name in kwargs:
+        if name in _OF_THE_CONSTRUCTOR:
+            raise UnsupportedArgument(f"{name} is an option of the ensemble, not of generate.")
+    if "seed" in kwargs:
+        raise UnsupportedArgument("generate takes no seed.", "Call torch.manual_seed(...) before.")
     for name, reason in _REFUSED.items():
         if kwargs.get(name) is not None:
             raise UnsupportedArgument(f"{name} cannot work here: {reason}.")
     rest = dict(kwargs)
     given = rest.pop("stop_strings", None)
     config = rest.get("generation_config")
+    if config is not None and not isinstance(config, GenerationConfig):
+        raise UnsupportedArgument(
+            f"generation_config is a {type(config).__name__}; expected a GenerationConfig.",
+            hint="Settings can be given as keywords as well.",
+        )
+    if rest.get("max_new_tokens", 0) is None:
+        del rest["max_new_tokens"]  # the default
+    if config is not None and config.max_length not in (None, 20) and not config.max_new_tokens:
+        raise UnsupportedArgument(
+            f"generation_config has max_length={config.max_length}, which cannot work here: it "
+            "counts the prompt's tokens, of which every member has others; give max_new_tokens."
+        )
     if end is not None:
         _check_ids(kwargs, end)
     for name in _DRAFTS if end is not None else ():
@@ -81,9 +103,6 @@ def alphabet_keywords(
         config.stop_strings = config.max_length = None
         if end is not None:
             config.eos_token_id = config.pad_token_id = config.bos_token_id = None
-    if end is not None and rest.get("eos_token_id") is not None:
-        more = rest["eos_token_id"]
-        rest["eos_token_id"] = [end, *(more if isinstance(more, Sequence) else [more])]
     sampling = rest.get("do_sample", getattr(config, "do_sample", None))
     if end is not None and sampling and rest.get("top_k") is None:
         # transformers' own default, 50, would cut the law whose error is bounded.

@@ -86,7 +86,7 @@ class PooledText:
             if self._pool == "mixture":
                 if not (weights.min() >= 0 and weights.sum() > 0):
                     raise InferKitError(
-                        f"The weights of a mixture are not negative, got {weights}."
+                        f"The weights of a mixture are not negative and not all 0, got {weights}."
                     )
                 weights = weights / weights.sum()
             self._now = weights

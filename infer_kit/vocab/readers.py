@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -18,6 +19,7 @@ _SAMPLES = (
     "привет мир 你好 こんにちは 🙂",
     "the cat sat",
 )
+_PADDED = 1.25  # more token rows than this for each id are no padding
 
 
 def read_hf(tokenizer: Any, model: Any, name: str) -> Vocabulary:
@@ -90,6 +92,12 @@ def finished(
             f"has {len(tokens)} ids.",
             hint="Is this its own tokenizer? If tokens were added, resize the model's embeddings.",
         )
+    if rows is not None and rows > _PADDED * len(tokens):
+        warnings.warn(
+            f"The model {_model_name(model)!r} has {rows:,} token rows, its tokenizer {name!r} "
+            f"only {len(tokens):,} ids. Is this its own tokenizer?",
+            stacklevel=4,
+        )
     tokens = tokens + [None] * ((rows or 0) - len(tokens))
     candidates = dict.fromkeys([*ends, *_model_ends(model)])
     end_ids = tuple(id for id in candidates if 0 <= id < len(tokens) and tokens[id] is None)
@@ -118,8 +126,8 @@ def _backend(tokenizer: Any) -> tuple[Tokenizer, Any]:
         )
     if not isinstance(core, Tokenizer):
         raise InferKitError(
-            f"{type(tokenizer).__name__} has no Rust tokenizer behind it, so what its tokens spell "
-            "cannot be read.",
+            f"Expected a tokenizer; {type(tokenizer).__name__} has no Rust tokenizer behind it, so "
+            "what tokens spell cannot be read.",
             hint="Load the fast tokenizer (AutoTokenizer), or give its vocabulary file to "
             "Vocabulary.from_sentencepiece or Vocabulary.from_tiktoken.",
         )

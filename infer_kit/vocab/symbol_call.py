@@ -13,7 +13,6 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from infer_kit.engine.cache_name import CACHE
-from infer_kit.engine.call import end_tokens
 from infer_kit.vocab.pooled_text import PooledText
 from infer_kit.vocab.reading import Reader
 from infer_kit.vocab.symbol_lm import SymbolCache, SymbolLM, SymbolTokenizer
@@ -24,7 +23,7 @@ _AT_ANY_PACE = frozenset(
     ("max_new_tokens", "min_new_tokens", "max_length", "max_time", "do_sample",
      "num_return_sequences", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p",
      "epsilon_cutoff", "eta_cutoff", "renormalize_logits", "remove_invalid_values",
-     "suppress_tokens", "begin_suppress_tokens", "eos_token_id",
+     "suppress_tokens", "begin_suppress_tokens",
      "return_dict_in_generate", "transformers_version", "_from_model_config")
 )  # fmt: skip
 
@@ -52,8 +51,7 @@ def generate_symbols(
     in_step = sequences == 1 or not _at_any_pace(lm, kwargs, config)
     state = SymbolCache(texts, readers, in_step)
     if not in_step:
-        state.least, state.ends = config.min_new_tokens or 0, sorted(end_tokens(config))
-        state.most = config.max_new_tokens
+        state.least, state.most = config.min_new_tokens or 0, config.max_new_tokens
     begin = torch.full((len(texts), 1), tokenizer.bos_token_id, device=lm.device)
     if not in_step:
         kwargs = _counting_symbols(kwargs, config, tokenizer, sequences)

@@ -79,7 +79,7 @@ class SymbolCache(Cache):
     Attributes:
         seen: ids fed so far, BEGIN included.
         tv_bound: largest of all steps and sequences so far; None where there is none.
-        least, ends: no sequence is ended by one of `ends` before it has `least` symbols.
+        least: symbols before which no sequence ends, where texts are not in step.
         most: symbols at which a sequence ends, where texts are not in step.
     """
 
@@ -95,7 +95,6 @@ class SymbolCache(Cache):
         self._ended = [False] * len(texts)
         self.least = 0
         self.most: int | None = None
-        self.ends: Sequence[int] = ()
         self.seen = 0
         self.tv_bound: float | None = 0.0
 
@@ -138,7 +137,7 @@ class SymbolCache(Cache):
             else:
                 laws[row, : tokenizer.eos_token_id + 1] = text.law()
                 if text.length < self.least:
-                    laws[row, self.ends] = 0.0
+                    laws[row, tokenizer.eos_token_id] = 0.0
                 bound = text.tv_bound
                 self.tv_bound = None if bound is None else max(self.tv_bound or 0.0, bound)
         return laws

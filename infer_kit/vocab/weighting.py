@@ -132,7 +132,9 @@ def make_weighting(
             f"or one of {', '.join(RULES)}."
         ) from None
     if len(given) != members or not all(np.isfinite(given)):
-        raise InferKitError(f"Got weights {given} for {members} members.")
+        raise InferKitError(
+            f"Got weights {given} for {members} members; expected as many finite numbers."
+        )
     if not any(given):
         raise InferKitError("All weights are 0.")
     if pool == "mixture":

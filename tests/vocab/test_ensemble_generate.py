@@ -224,11 +224,33 @@ def test_max_new_tokens_counts_symbols_and_is_256_by_default(ensemble: ik.Ensemb
     assert ensemble.generate("The", suppress_tokens=[END]).sequences.shape == (1, 256)
 
 
-def test_further_ends_may_be_given(ensemble: ik.Ensemble) -> None:
-    out = ensemble.generate("The lighthouse kee", eos_token_id=ord("d"))
-    assert out.text == "per's d"
-    out = ensemble.generate(LESSONS[2][:-3], eos_token_id=[ord("!"), ord("?")])
-    assert out.text == LESSONS[2][-3:]  # END is one still
+@pytest.mark.parametrize("name", ["eos_token_id", "pad_token_id", "bos_token_id"])
+def test_ids_of_a_tokenizer_are_refused(ensemble: ik.Ensemble, name: str) -> None:
+    with pytest.raises(ik.InferKitError, match=f"{name}=2 cannot work here: it names a token"):
+        ensemble.generate(["The", "A"], **{name: 2})
+    with pytest.raises(ik.InferKitError, match=r"suppress_tokens has 257, but .* 0 to 255 and END"):
+        ensemble.generate("The", suppress_tokens=[257])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"healing": 1}, "healing is an option of the ensemble"),
+        ({"seed": 1}, "generate takes no seed"),
+        ({"generation_config": {"max_new_tokens": 7}}, "generation_config is a dict"),
+        ({"generation_config": GenerationConfig(max_length=50)}, "has max_length=50, which cannot"),
+        ({"prompt_lookup_num_tokens": 3}, "it proposes tokens of one tokenizer"),
+        ({"stop_strings": ["\ud800"]}, "A stop string has half of a character"),
+    ],
+)
+def test_settings_that_cannot_work(ensemble: ik.Ensemble, options: dict, message: str) -> None:
+    with pytest.raises(ik.InferKitError, match=message):
+        ensemble.generate("The", **options)
+
+
+def test_max_new_tokens_may_be_none(ensemble: ik.Ensemble) -> None:
+    out = ensemble.generate("The", max_new_tokens=None, suppress_tokens=[END])
+    assert out.sequences.shape == (1, 256)
 
 
 def test_a_generation_config_may_be_given(ensemble: ik.Ensemble) -> None:

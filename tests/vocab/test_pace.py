@@ -37,8 +37,6 @@ def ensemble() -> ik.Ensemble:
         {},
         {"min_new_tokens": LONG},
         {"stop_strings": ["er", "e s"]},
-        {"eos_token_id": list(b".,")},
-        {"eos_token_id": list(b" "), "min_new_tokens": 7},
         {"suppress_tokens": list(b"e")},
         {"do_sample": True, "top_k": 1},
         {"do_sample": True, "top_p": 1e-3, "num_return_sequences": 2},
