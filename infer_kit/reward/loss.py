@@ -23,6 +23,8 @@ from infer_kit.errors import InferKitError
 IGNORED = -100
 """The label of a position without one, as everywhere in transformers."""
 
+_LEAST_TAIL = 1e-7
+
 Head = Callable[[Tensor], Tensor]
 
 
@@ -133,7 +135,8 @@ def topk_base(topk: TopK, labels: Tensor, vocab_size: int, prior: Tensor | None 
 
     Args:
         topk: of the labels. labels: `[n]`, none ignored.
-        prior: `[V]` relative frequencies by which the tail is spread; None: evenly.
+        prior: `[V]` relative frequencies by which the tail is spread, 0 taken for next to nothing;
+            None: evenly.
     """
     n = len(topk.ids)
     labels = _checked(labels, vocab_size)
@@ -146,9 +149,10 @@ def topk_base(topk: TopK, labels: Tensor, vocab_size: int, prior: Tensor | None 
     tail = 1 - logprobs.exp().sum(-1) - gold.exp() * outside
     share = (~known).to(logprobs.dtype)
     if prior is not None:
-        share = share * prior.to(logprobs)
+        share = share * prior.to(logprobs).clamp(min=torch.finfo(share.dtype).tiny)
     share = share / share.sum(-1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
-    full = (share * tail.clamp(min=0)[:, None]).log()
+    # Rounded, a peaked head may sum to 1 or more, and no tail would be as bad as a dropped one.
+    full = (share * tail.clamp(min=_LEAST_TAIL)[:, None]).log()
     full.scatter_(1, topk.ids, logprobs)
     return full.scatter_(1, labels[:, None], gold[:, None])
 
@@ -206,7 +210,9 @@ def _wide(scores: Tensor) -> Tensor:
 
 
 def _items(num_items: Tensor | float | None, labels: Tensor) -> Tensor | float:
-    return max(len(labels), 1) if num_items is None else num_items
+    if num_items is None:
+        return max(len(labels), 1)
+    return num_items.clamp(min=1) if isinstance(num_items, Tensor) else max(num_items, 1)
 
 
 def _vocab_size(base: Tensor, rewards: Tensor, wanted: int | None) -> int:

@@ -1,0 +1,1 @@
+"""Companion methods that train something before inference: rewards (`infer_kit.training.prt`)."""
