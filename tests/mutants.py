@@ -24,10 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.faults import MUTANTS as ENGINE_MUTANTS
 from tests.faults import Mutant
 from tests.faults_of_methods import METHOD_MUTANTS
+from tests.faults_of_rewards import REWARD_MUTANTS
 from tests.faults_of_vocab import VOCAB_MUTANTS
 
 ROOT = Path(__file__).resolve().parents[1]
-MUTANTS = (*ENGINE_MUTANTS, *METHOD_MUTANTS, *VOCAB_MUTANTS)
+MUTANTS = (*ENGINE_MUTANTS, *METHOD_MUTANTS, *VOCAB_MUTANTS, *REWARD_MUTANTS)
 
 
 def _copy(folder: Path) -> None:

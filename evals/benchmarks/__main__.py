@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-HELPERS = {"__main__", "measuring", "lvr_models", "lvr_peers", "real_models", "real_texts"}
+HELPERS = {
+    *("__main__", "measuring", "lvr_models", "lvr_peers", "prt_digits", "prt_language"),
+    *("real_models", "real_texts"),
+}
 
 if __name__ == "__main__":
     folder = Path(__file__).parent

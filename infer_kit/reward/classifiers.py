@@ -99,14 +99,17 @@ class ComposedClassifier(nn.Module):
         Args:
             batches: what `forward` takes, with `labels`.
         """
-        before, sums, count = self.beta, dict.fromkeys(map(float, betas), 0.0), 0
-        for batch in batches:
-            labels = batch["labels"]
-            count += len(labels)
-            for beta in sums:
-                loss = self.set_beta(beta)(**batch).loss
-                sums[beta] += float(loss) * len(labels)
-        self.set_beta(before)
+        before, count = self.beta, 0
+        sums = {check_strength(beta, "beta"): 0.0 for beta in betas}
+        try:
+            for batch in batches:
+                labels = batch["labels"]
+                count += len(labels)
+                for beta in sums:
+                    loss = self.set_beta(beta)(**batch).loss
+                    sums[beta] += float(loss) * len(labels)
+        finally:
+            self.set_beta(before)
         return {beta: total / max(count, 1) for beta, total in sums.items()}
 
     def _scores(self, model: nn.Module, args: Sequence[Any], inputs: Mapping[str, Any]) -> Tensor:

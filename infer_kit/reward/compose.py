@@ -83,10 +83,9 @@ def compose(
         else:
             parts.append(_plain(name, reward, weight, kind, labels))
     if implicit is not None:
-        if not isinstance(implicit, Sequence) or len(implicit) != 2:
-            raise InferKitError("implicit is (tuned, untuned): two models.")
-        for name, model, weight in zip(("tuned", "untuned"), implicit, (1.0, -1.0), strict=True):
-            parts.append(_plain(name, model, weight, kind, labels))
+        tuned, untuned = _pair(implicit)
+        parts.append(_plain("tuned", tuned, 1.0, kind, labels))
+        parts.append(_plain("untuned", untuned, -1.0, kind, labels))
     for part in parts:
         columns = columns_of(part.model)
         if columns is not None and columns < len(labels):
@@ -137,7 +136,7 @@ def over_bytes(
     for model, tokenizer, weight in rewards:
         members.append((model, tokenizer))
         weights.append(beta * check_strength(weight, "A reward's weight"))
-    for pair, sign in zip(implicit or (), (1.0, -1.0), strict=False):
+    for pair, sign in zip(_pair(implicit), (1.0, -1.0), strict=True) if implicit else ():
         members.append(pair)
         weights.append(beta * sign)
     if len(members) == 1:
@@ -162,6 +161,12 @@ def kind_of(model: Any) -> Kind:
         )
     can_generate = getattr(model, "can_generate", None)
     return "causal-lm" if can_generate is not None and can_generate() else "classification"
+
+
+def _pair(implicit: Any) -> tuple[Any, Any]:
+    if not isinstance(implicit, Sequence) or len(implicit) != 2:
+        raise InferKitError("implicit is (tuned, untuned): two models.")
+    return implicit[0], implicit[1]
 
 
 def _named(rewards: Any) -> dict[str, tuple[Any, float]]:
@@ -245,4 +250,5 @@ def _with_id_map(
                 f"id_map has {mine}: {other}; the base has {len(labels)} classes, the reward "
                 f"{theirs}."
             )
-    return ComposedClassifier(base, [Tilt(model, float(weight))], beta, len(labels), id_map)
+    tilt = Tilt(model, check_strength(weight, "The reward's weight"))
+    return ComposedClassifier(base, [tilt], beta, len(labels), id_map)

@@ -17,6 +17,7 @@ from infer_kit.engine.coupled_lm import CoupledLM, Scores
 from infer_kit.engine.model_facts import forward_parameters
 from infer_kit.errors import InferKitError, UnsupportedArgument
 from infer_kit.pool import product
+from infer_kit.reward.loss import IGNORED
 from infer_kit.reward.portable import check_strength
 
 RECIPE = "composed.json"
@@ -84,11 +85,12 @@ class ComposedLM(nn.Module):
     @property
     def weights(self) -> list[float]:
         """[K] the signed weight of each distinct model, the base's first."""
+        return self._weights(self.beta)
+
+    def _weights(self, beta: float) -> list[float]:
         weights = [0.0] * len(self.members)
         for part in self.parts:
-            weights[self._place[id(part.model)]] += part.weight * (
-                self.beta if part.scaled else 1.0
-            )
+            weights[self._place[id(part.model)]] += part.weight * (beta if part.scaled else 1.0)
         return weights
 
     @property
@@ -264,21 +266,26 @@ class ComposedLM(nn.Module):
             )
         strengths = [check_strength(beta, "beta") for beta in betas]
         sums, count = dict.fromkeys(strengths, 0.0), 0
-        before = self.beta
-        for prompt, text in zip(prompts, continuations, strict=True):
+        tables = {beta: torch.tensor([self._weights(beta)], device=self.device) for beta in sums}
+        for place, (prompt, text) in enumerate(zip(prompts, continuations, strict=True)):
             labels = text.to(self.device)
-            counted = labels != -100
+            counted = labels != IGNORED
+            kept = labels[counted]
+            if not len(prompt):
+                raise InferKitError(f"Prompt {place} is empty.")
+            if len(kept) and not 0 <= int(kept.min()) <= int(kept.max()) < self.vocab_size:
+                raise InferKitError(
+                    f"Continuation {place} has ids from {int(kept.min())} to {int(kept.max())}; "
+                    f"there are {self.vocab_size} tokens."
+                )
             whole = torch.cat([prompt.to(self.device), labels.masked_fill(~counted, 0)])[None]
             parts = torch.stack(
                 [self._scores(m, whole, {}, len(labels) + 1)[0, :-1].float() for m in self.members]
             )[None]
-            kept = labels[counted]
             count += len(kept)
-            for beta in strengths:
-                table = torch.tensor([self.set_beta(beta).weights], device=self.device)
+            for beta, table in tables.items():
                 logprobs = product(parts[:, :, counted], table)[0].log_softmax(-1)
                 sums[beta] -= float(logprobs.gather(-1, kept[:, None]).sum())
-        self.set_beta(before)
         if not count:
             raise InferKitError("No token of the continuations counts: all are -100.")
         return {beta: total / count for beta, total in sums.items()}

@@ -35,7 +35,7 @@ def labels_of(source: Any) -> Labels:
     config = getattr(source, "config", source)
     names = getattr(config, "id2label", None)
     if names:
-        return tuple(str(names[place]) for place in sorted(names))
+        return tuple(str(names[place]) for place in sorted(names, key=int))
     if isinstance(source, str) or not isinstance(source, Sequence) or not len(source):
         raise InferKitError(
             f"Expected a tokenizer, a classifier or a list of labels, got {type(source).__name__}."

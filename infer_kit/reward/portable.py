@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 from infer_kit.errors import InferKitError, MissingExtra
 from infer_kit.reward.labels import Labels, check_same_labels, label_hash, labels_of
@@ -188,9 +188,12 @@ class PortableReward:
 
 def check_strength(value: Any, name: str) -> float:
     """A finite number, or an error that names it."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
         raise InferKitError(f"{name} is {value!r}; expected a finite number.")
-    return float(value)
+    number = float(value)
+    if not math.isfinite(number):
+        raise InferKitError(f"{name} is {value!r}; expected a finite number.")
+    return number
 
 
 def columns_of(model: Any) -> int | None:

@@ -62,6 +62,8 @@ def test_classes_may_be_shared_under_other_numbers() -> None:
     assert torch.allclose(inside, tilted.softmax(-1), atol=1e-5)
     with pytest.raises(InferKitError, match="id_map has 9: 0; the base has 4 classes"):
         compose(base, reward, id_map={9: 0})
+    with pytest.raises(InferKitError, match="reward's weight is nan"):
+        compose(base, {"r": (reward, float("nan"))}, id_map={0: 1})
     with pytest.raises(InferKitError, match="id_map is for a classifier and one reward"):
         compose(base, [reward, reward], id_map={0: 1})
 
@@ -101,3 +103,5 @@ def test_over_bytes_it_is_the_signed_product_of_the_laws() -> None:
     )
     with pytest.raises(InferKitError, match="nothing to compose the base with"):
         over_bytes((a, tok_a))
+    with pytest.raises(InferKitError, match=r"implicit is \(tuned, untuned\)"):
+        over_bytes((a, tok_a), implicit=((b, tok_b),))

@@ -205,6 +205,13 @@ def test_scores_and_sweeps(composed) -> None:
     masked = [text.clone() for text in texts]
     masked[0][0] = -100
     assert composed.sweep(prompts, masked, [0.8])[0.8] != found[0.8]
+    with pytest.raises(InferKitError, match="Prompt 0 is empty"):
+        composed.sweep([prompts[0][:0]], texts[:1], [1.0])
+    with pytest.raises(InferKitError, match="ids from 999 to 999; there are 160"):
+        composed.sweep(prompts[:1], [torch.tensor([999])], [1.0])
+    with pytest.raises(InferKitError, match="Got 1 prompts and 3 continuations"):
+        composed.sweep(prompts[:1], texts, [1.0])
+    assert composed.beta == 0.8
     with pytest.raises(InferKitError, match="all are -100"):
         composed.sweep(prompts[:1], [torch.full((3,), -100)], [1.0])
 

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +32,8 @@ def test_labels_are_the_tokens_that_a_tokenizer_owns() -> None:
         assert labels[id] == TOKENIZER.convert_ids_to_tokens(id)
     assert labels_of(classifier()) == ("a", "b", "c") == labels_of(classifier().config)
     assert labels_of(["x", None]) == ("x", None)
+    many = SimpleNamespace(id2label={str(n): f"n{n}" for n in range(12)})
+    assert labels_of(many) == tuple(f"n{n}" for n in range(12))
 
 
 def test_the_hash_is_of_labels_with_their_lengths() -> None:
