@@ -77,5 +77,5 @@ def check_same_labels(mine: Labels, base: Labels, whose: str = "the base") -> No
     raise VocabularyMismatch(
         f"The reward was trained for another vocabulary: it has {sizes}{first}.",
         hint="A reward fits models of its own tokenizer (or classes). Over other tokenizers use "
-        "infer_kit.reward.over_bytes; where ids are shared under other numbers, give id_map.",
+        "infer_kit.reward.compose.over_bytes; for classes under other numbers give id_map.",
     )
