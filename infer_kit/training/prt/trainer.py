@@ -47,7 +47,7 @@ def sft_trainer() -> type:
             "PRTSFTTrainer needs TRL, which is not installed.", "pip install trl"
         ) from error
 
-    class PRTSFTTrainer(PRTMixin, SFTTrainer):  # type: ignore[misc]
+    class PRTSFTTrainer(PRTMixin, SFTTrainer):
         """TRL's `SFTTrainer` for a reward: its data, masks and packing, the loss of `PRTMixin`."""
 
         def __init__(self, model: Any = None, args: Any = None, **options: Any) -> None:
