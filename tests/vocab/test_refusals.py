@@ -141,7 +141,7 @@ def test_options_out_of_range(
         ({"token_warpers": [TemperatureLogitsWarper]}, "token_warpers has a type; expected"),
         ({"token_warpers": ["top_p"]}, "token_warpers has a str; expected warpers"),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value),
 )
 def test_options_that_cannot_be(
     members: list[Member], options: dict[str, Any], message: str
