@@ -143,8 +143,8 @@ REWARD_MUTANTS = (
     Mutant(
         "reward: the untuned model counts for the tuned one",
         COMPOSE,
-        "implicit, (1.0, -1.0), strict=True",
-        "implicit, (1.0, 1.0), strict=True",
+        '_plain("untuned", untuned, -1.0, base, labels)',
+        '_plain("untuned", untuned, 1.0, base, labels)',
         (MODELS,),
     ),
     Mutant(

@@ -110,6 +110,8 @@ class ComposedClassifier(nn.Module):
                     sums[beta] += float(loss) * len(labels)
         finally:
             self.set_beta(before)
+        if not count:
+            raise InferKitError("There are no labelled batches to sweep over.")
         return {beta: total / max(count, 1) for beta, total in sums.items()}
 
     def _scores(self, model: nn.Module, args: Sequence[Any], inputs: Mapping[str, Any]) -> Tensor:

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from infer_kit.errors import InferKitError
 from infer_kit.reward.classifiers import ComposedClassifier, Tilt
 from infer_kit.reward.composed_lm import ComposedLM, Part
-from infer_kit.reward.labels import Labels, check_same_labels, labels_of
+from infer_kit.reward.labels import Labels, check_same_labels, label_hash, labels_of
 from infer_kit.reward.portable import Kind, PortableReward, check_strength, columns_of
 
 Reward = PortableReward | str | PathLike[str]
@@ -36,8 +36,8 @@ def compose(
     | DeRa, $(1-a) z_{ref} + a z_{al}$ | `compose(ref, implicit=(aligned, ref), beta=a)` |
     | GenARM-type, a language model as reward | `compose(base, {"arm": (model, 1.0)}, beta=a)` |
 
-    Weights are not divided by their sum: temperature keeps its meaning. A model that occurs twice
-    is run once.
+    Weights are not divided by their sum: temperature keeps its meaning. A language model that
+    occurs twice is run once.
 
     Args:
         base: a causal language model, or a classifier.
@@ -81,11 +81,11 @@ def compose(
             reward.check_base(labels, kind)
             parts.append(Part(name, reward.scorer, weight, path=reward.path, is_reward=True))
         else:
-            parts.append(_plain(name, reward, weight, kind, labels))
+            parts.append(_plain(name, reward, weight, base, labels))
     if implicit is not None:
         tuned, untuned = _pair(implicit)
-        parts.append(_plain("tuned", tuned, 1.0, kind, labels))
-        parts.append(_plain("untuned", untuned, -1.0, kind, labels))
+        parts.append(_plain("tuned", tuned, 1.0, base, labels))
+        parts.append(_plain("untuned", untuned, -1.0, base, labels))
     for part in parts:
         columns = columns_of(part.model)
         if columns is not None and columns < len(labels):
@@ -94,14 +94,14 @@ def compose(
                 f"the base's {len(labels):,} {'tokens' if kind == _LM else 'classes'}."
             )
     if kind == _LM:
-        return ComposedLM(parts, beta, len(labels))
+        return ComposedLM(parts, beta, len(labels), label_hash(labels))
     tilts = [Tilt(part.model, part.weight) for part in parts[1:]]
     return ComposedClassifier(base, tilts, beta, len(labels))
 
 
 def over_bytes(
     base: tuple[PreTrainedModel, Any],
-    rewards: Sequence[tuple[PreTrainedModel, Any, float]] = (),
+    rewards: Sequence[tuple[PreTrainedModel | PortableReward, Any, float]] = (),
     beta: float = 1.0,
     *,
     implicit: tuple[tuple[PreTrainedModel, Any], tuple[PreTrainedModel, Any]] | None = None,
@@ -121,7 +121,7 @@ def over_bytes(
     a signed product may magnify an error where a probability is small, hence the small default.
 
     Args:
-        base: (model, tokenizer). rewards: (model, tokenizer, weight).
+        base: (model, tokenizer). rewards: (model or `PortableReward`, tokenizer, weight).
         implicit: ((tuned, tokenizer), (untuned, tokenizer)).
         **options: of `Ensemble`.
 
@@ -134,7 +134,7 @@ def over_bytes(
     members: list[tuple[PreTrainedModel, Any]] = [base]
     weights = [1.0]
     for model, tokenizer, weight in rewards:
-        members.append((model, tokenizer))
+        members.append((model.scorer if isinstance(model, PortableReward) else model, tokenizer))
         weights.append(beta * check_strength(weight, "A reward's weight"))
     for pair, sign in zip(_pair(implicit), (1.0, -1.0), strict=True) if implicit else ():
         members.append(pair)
@@ -150,14 +150,15 @@ def over_bytes(
     )
 
 
-def kind_of(model: Any) -> Kind:
+def kind_of(model: Any, whose: str = "The base") -> Kind:
     """Whether a model is a language model or a classifier."""
     if not hasattr(model, "forward"):
-        raise InferKitError(f"Expected a model as base, got {type(model).__name__}.")
+        raise InferKitError(f"{whose} is {type(model).__name__}; expected a model.")
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
         raise InferKitError(
-            "The base is a PEFT model.",
-            hint="Give model.merge_and_unload(), or, of a reward's own base, reward.source().",
+            f"{whose} is a PEFT model.",
+            hint="Merge a copy, copy.deepcopy(model).merge_and_unload(); or, of a reward's own "
+            "base, give reward.source().",
         )
     can_generate = getattr(model, "can_generate", None)
     return "causal-lm" if can_generate is not None and can_generate() else "classification"
@@ -208,14 +209,17 @@ def _labels(model: Any, kind: Kind, tokenizer: Any, whose: str) -> Labels:
     return labels_of(tokenizer)
 
 
-def _plain(name: str, model: Any, weight: float, kind: Kind, labels: Labels) -> Part:
+def _plain(name: str, model: Any, weight: float, base: Any, labels: Labels) -> Part:
     """A plain model as a part, its vocabulary compared with the base's."""
+    kind = kind_of(base)
+    if model is base:
+        return Part(name, model, weight, path=_path(model))
     tokenizer = None
     if isinstance(model, Sequence):
         if len(model) != 2:
             raise InferKitError(f"{name} is {model!r}; expected a model or (model, tokenizer).")
         model, tokenizer = model
-    if kind_of(model) != kind:
+    if kind_of(model, name) != kind:
         raise InferKitError(f"{name} is a model for {kind_of(model)}, the base one for {kind}.")
     check_same_labels(_labels(model, kind, tokenizer, name), labels)
     return Part(name, model, weight, path=_path(model))
@@ -240,12 +244,21 @@ def _with_id_map(
             hint="Language models of other tokenizers go together over bytes: over_bytes.",
         )
     ((reward, weight),) = named.values()
+    if not id_map:
+        raise InferKitError("id_map is empty: the reward and the base share no class.")
     if isinstance(reward, PortableReward) and reward.config.kind != kind:
         reward.check_base(labels, kind)
+    if not isinstance(reward, PortableReward) and kind_of(reward, "The reward") != kind:
+        raise InferKitError(f"The reward is a model for causal-lm, the base one for {kind}.")
     model = reward.scorer if isinstance(reward, PortableReward) else reward
     theirs = len(reward.labels) if isinstance(reward, PortableReward) else columns_of(model)
     for mine, other in id_map.items():
-        if not 0 <= mine < len(labels) or (theirs is not None and not 0 <= other < theirs):
+        whole = isinstance(mine, int) and isinstance(other, int)
+        if (
+            not whole
+            or not 0 <= mine < len(labels)
+            or (theirs is not None and not 0 <= other < theirs)
+        ):
             raise InferKitError(
                 f"id_map has {mine}: {other}; the base has {len(labels)} classes, the reward "
                 f"{theirs}."

@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import ModelOutput
 
+from infer_kit.engine.call import end_tokens
 from infer_kit.engine.coupled_lm import CoupledLM, Scores
 from infer_kit.engine.model_facts import forward_parameters
-from infer_kit.errors import InferKitError, UnsupportedArgument
+from infer_kit.errors import InferKitError, UnsupportedArgument, VocabularyMismatch
 from infer_kit.pool import product
 from infer_kit.reward.loss import IGNORED
-from infer_kit.reward.portable import check_strength
+from infer_kit.reward.portable import PortableReward, check_strength, columns_of
 
 RECIPE = "composed.json"
 
@@ -54,12 +55,25 @@ class ComposedLM(nn.Module):
     Made by `compose`, or by `from_pretrained`.
     """
 
-    def __init__(self, parts: Sequence[Part], beta: float, vocab_size: int) -> None:
+    def __init__(
+        self, parts: Sequence[Part], beta: float, vocab_size: int, labels_sha256: str = ""
+    ) -> None:
         """Args:
         parts: the base first. One model may occur in several; its weights then add up.
-        beta: β. vocab_size: V, how many ids have a meaning.
+        beta: β. vocab_size: V, how many ids have a meaning. labels_sha256: hash of that.
+
+        Raises:
+            InferKitError: a part has fewer columns than V.
         """
         super().__init__()
+        for part in parts:
+            columns = columns_of(part.model)
+            if columns is not None and columns < vocab_size:
+                raise InferKitError(
+                    f"{part.name} ({type(part.model).__name__}) has {columns:,} columns, fewer "
+                    f"than the base's {vocab_size:,} tokens."
+                )
+        self.labels_sha256 = labels_sha256
         self.parts = tuple(parts)
         self.vocab_size = vocab_size
         models: dict[int, PreTrainedModel] = {id(p.model): p.model for p in self.parts}
@@ -151,7 +165,14 @@ class ComposedLM(nn.Module):
         Raises:
             UnsupportedArgument: a cache, embeddings, or any other argument.
         """
-        allowed = {"use_cache": (None, False, True), "return_dict": (None, True)}
+        allowed = {
+            "use_cache": (False, True),
+            "return_dict": (True,),
+            "output_hidden_states": (False,),
+            "output_attentions": (False,),
+        }
+        if labels is not None and logits_to_keep:
+            raise UnsupportedArgument("labels need all logits: leave logits_to_keep out.")
         for name, value in kwargs.items():
             if value is not None and value not in allowed.get(name, ()):
                 raise UnsupportedArgument(
@@ -204,8 +225,12 @@ class ComposedLM(nn.Module):
         """Continue token sequences, as `GenerationMixin.generate` of a single model does.
 
         Args:
-            input_ids: `[B, T]`, padded on the left. attention_mask: `[B, T]`; default: all ones.
+            input_ids: `[B, T]`, padded on the left. attention_mask: `[B, T]`; default: as in
+                transformers, 0 at pad tokens where these are no end tokens, else all ones.
+                Processors, criteria and streamers see prompts without padding that all have.
             **kwargs: whatever `generate` takes and several models can do; see `CoupledLM.generate`.
+                An `assistant_model` whose head is padded needs `tokenizer=` and
+                `assistant_tokenizer=` beside it.
 
         Returns:
             What `generate` returns; sequences start with `input_ids` as given.
@@ -216,17 +241,27 @@ class ComposedLM(nn.Module):
         ids = inputs if input_ids is None else input_ids
         if not isinstance(ids, Tensor) or ids.dim() != 2:
             raise InferKitError("generate needs input_ids [B, T], token ids of the base.")
-        mask = torch.ones_like(ids) if attention_mask is None else attention_mask
+        if "weights" in kwargs or "rows" in kwargs:
+            raise UnsupportedArgument(
+                "A composed model has its own prompts and weights.",
+                hint="Use set_beta(...), or coupled() for groups of your own.",
+            )
+        config = kwargs.get("generation_config") or self.generation_config
+        mask = self._mask(ids, config) if attention_mask is None else attention_mask
         prompts = [row[kept.bool()] for row, kept in zip(ids, mask, strict=True)]
         for number, kept in enumerate(mask):
+            if not bool(kept.any()):
+                raise InferKitError(f"Prompt {number} is empty.")
             if not bool(kept[-1]) or not bool((kept.diff() >= 0).all()):
                 raise InferKitError(
                     f"Prompt {number} is padded on the right or inside; pad on the left.",
                     hint='tokenizer(..., padding=True, padding_side="left")',
                 )
         extra = ids.shape[1] - max(len(prompt) for prompt in prompts)
-        if kwargs.get("max_length") is not None and extra:
-            kwargs["max_length"] -= extra
+        if extra and kwargs.get("max_new_tokens", config.max_new_tokens) is None:
+            longest = kwargs.get("max_length", config.max_length)
+            if longest is not None:
+                kwargs["max_length"] = longest - extra
         rows = [[{"input_ids": prompt[None]}] * len(self.members) for prompt in prompts]
         output = self.coupled().generate(rows, **kwargs)
         sequences = output.sequences if isinstance(output, ModelOutput) else output
@@ -237,6 +272,12 @@ class ComposedLM(nn.Module):
             output.sequences = whole
             return output
         return whole
+
+    def _mask(self, ids: Tensor, config: GenerationConfig) -> Tensor:
+        pad = config.pad_token_id
+        if pad is None or pad in end_tokens(config) or not bool((ids == pad).any()):
+            return torch.ones_like(ids)
+        return (ids != pad).long()
 
     def score(self, prompts: Sequence[Tensor], continuations: Sequence[Tensor]) -> Scores:
         """Log-probabilities of given continuations; see `CoupledLM.score`.
@@ -296,21 +337,30 @@ class ComposedLM(nn.Module):
         Raises:
             InferKitError: a part was never saved or loaded, so that nothing says where it is.
         """
+        seen: dict[tuple[str, bool], Part] = {}
         for part in self.parts:
             if not part.path:
                 raise InferKitError(
                     f"{part.name} has no path to be loaded from again.",
                     hint="Save it first (reward.save_pretrained(...)), or load it from a folder.",
                 )
+            other = seen.setdefault((part.path, part.is_reward), part)
+            if other.model is not part.model:
+                raise InferKitError(
+                    f"{other.name} and {part.name} are two models with one path, {part.path!r}: "
+                    "at least one of them was changed since it was loaded.",
+                    hint="Save the changed one and load it from its own folder.",
+                )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         recipe = {
             "beta": self.beta,
             "vocab_size": self.vocab_size,
+            "labels_sha256": self.labels_sha256,
             "parts": [
                 {
                     "name": part.name,
-                    "path": part.path,
+                    "path": _absolute(str(part.path)),
                     "weight": part.weight,
                     "scaled": part.scaled,
                     "is_reward": part.is_reward,
@@ -328,25 +378,47 @@ class ComposedLM(nn.Module):
             **kwargs: of the parts' `from_pretrained`, such as `dtype`.
 
         Raises:
-            InferKitError: no recipe there.
+            InferKitError: no recipe there, a part that is gone, or a reward for other tokens than
+                those of the recipe.
         """
-        from transformers import AutoModelForCausalLM
-
-        from infer_kit.reward.portable import PortableReward
-
         file = Path(folder) / RECIPE
         if not file.is_file():
             raise InferKitError(f"{folder} holds no composed model: there is no {RECIPE}.")
-        recipe = json.loads(file.read_text("utf-8"))
+        try:
+            recipe = json.loads(file.read_text("utf-8"))
+        except ValueError as error:
+            raise InferKitError(f"{file} cannot be read: {error}") from error
+        labels = recipe["labels_sha256"]
         loaded: dict[tuple[str, bool], PreTrainedModel] = {}
         parts = []
         for part in recipe["parts"]:
             key = (part["path"], part["is_reward"])
             if key not in loaded:
-                loaded[key] = (
-                    PortableReward.from_pretrained(part["path"], **kwargs).scorer
-                    if part["is_reward"]
-                    else AutoModelForCausalLM.from_pretrained(part["path"], **kwargs).eval()
-                )
+                loaded[key] = _loaded(part, labels, kwargs)
             parts.append(Part(model=loaded[key], **part))
-        return cls(parts, recipe["beta"], recipe["vocab_size"])
+        return cls(parts, recipe["beta"], recipe["vocab_size"], labels)
+
+
+def _loaded(part: dict[str, Any], labels: str, kwargs: dict[str, Any]) -> PreTrainedModel:
+    path = part["path"]
+    if Path(path).is_absolute() and not Path(path).is_dir():
+        raise InferKitError(
+            f"{part['name']} was at {path}, where nothing is now.",
+            hint=f"Put it back, or change its path in {RECIPE}.",
+        )
+    if not part["is_reward"]:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, **kwargs).eval()
+        return model
+    reward = PortableReward.from_pretrained(path, **kwargs)
+    if labels and reward.config.labels_sha256 != labels:
+        raise VocabularyMismatch(
+            f"The reward at {path} is one for other tokens than the composed model was made with.",
+            hint="It was replaced since. Compose the model anew.",
+        )
+    scorer: PreTrainedModel = reward.scorer
+    return scorer
+
+
+def _absolute(path: str) -> str:
+    """A folder's full path; names on the hub as they are."""
+    return str(Path(path).resolve()) if Path(path).is_dir() else path

@@ -44,6 +44,12 @@ class RewardConfig:
     source_gain: float | None = None
     format_version: int = FORMAT
 
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InferKitError(f"kind is {self.kind!r}; expected one of {', '.join(KINDS)}.")
+        check_strength(self.beta, "beta")
+        check_strength(self.alpha, "alpha")
+
 
 class PortableReward:
     """A model whose scores are rewards, to be added to those of any base with its labels.
@@ -69,7 +75,8 @@ class PortableReward:
         source_gain: float | None = None,
     ) -> None:
         """Args:
-        model: the trained reward; a PEFT model stays one.
+        model: the trained reward; a PEFT model stays one, if its adapter changes weights (LoRA and
+            its kin; prompts that are learnt cannot be added to a base's scores).
         labels: its tokenizer, or a list of labels; of a classifier, default: its `id2label`.
         kind: "causal-lm" or "classification".
         beta: the strength that it was trained with, and that `compose` uses by default.
@@ -89,11 +96,7 @@ class PortableReward:
             labels = model
         self.model = model.eval()
         self.labels: Labels = labels_of(labels)
-        columns = columns_of(model)
-        if columns is not None and columns < len(self.labels):
-            raise InferKitError(
-                f"The reward has {columns:,} columns, fewer than its {len(self.labels):,} labels."
-            )
+        _check_model(model, self.labels)
         self.config = RewardConfig(
             kind,
             len(self.labels),
@@ -125,7 +128,13 @@ class PortableReward:
         """
         if not _is_adapter(self.model):
             raise InferKitError("The reward is a whole model; its source base is not part of it.")
-        return twin(self.model).unload().eval()
+        made = twin(self.model)
+        # PEFT's unload keeps the trained copies of what an adapter replaces whole.
+        for module in list(made.modules()):
+            for name, child in list(module.named_children()):
+                if hasattr(child, "original_module") and hasattr(child, "modules_to_save"):
+                    setattr(module, name, child.original_module)
+        return made.unload().eval()
 
     def check_base(self, labels: Sequence[str | None], kind: Kind, whose: str = "the base") -> None:
         """Raise unless the reward can be added to the scores of a model.
@@ -142,7 +151,16 @@ class PortableReward:
             check_same_labels(self.labels, tuple(labels), whose)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model (of a PEFT model the adapter alone) and what it means into a folder."""
+        """Write the model (of a PEFT model the adapter alone) and what it means into a folder.
+
+        Raises:
+            InferKitError: an adapter of another name than "default", which would not be found.
+        """
+        if _is_adapter(self.model) and list(self.model.peft_config) != ["default"]:
+            raise InferKitError(
+                f"The PEFT model has the adapters {list(self.model.peft_config)}; a reward is one, "
+                "by the name 'default'."
+            )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder)
@@ -160,7 +178,8 @@ class PortableReward:
             folder: on disk.
             model_class: the model's class, where transformers' AutoModel does not know it.
             base: of an adapter, the model that it was trained on, if it is loaded already; its
-                weights are shared, and it is not changed. Default: loaded from its path.
+                weights are shared, and it is not changed (merging the adapter would). Default:
+                loaded from its path.
             **kwargs: of the model's `from_pretrained`, such as `dtype`.
 
         Raises:
@@ -169,17 +188,21 @@ class PortableReward:
         """
         folder = Path(folder)
         settings = _read(folder)
-        labels = tuple(json.loads((folder / LABELS).read_text("utf-8")))
-        config = RewardConfig(**settings)
+        labels = tuple(_json(folder / LABELS))
+        try:
+            config = RewardConfig(**settings)
+        except TypeError as error:
+            raise InferKitError(f"{folder / CONFIG} is no reward's: {error}.") from error
         if label_hash(labels) != config.labels_sha256:
             raise InferKitError(
                 f"{folder / LABELS} does not have the labels whose hash {CONFIG} has: one of the "
                 "two files was changed."
             )
         if (folder / "adapter_config.json").is_file():
-            model = _with_adapter(folder, base, kwargs)
+            model = _with_adapter(folder, config.kind, base, model_class, kwargs)
         else:
             model = _auto_class(config.kind, folder, model_class).from_pretrained(folder, **kwargs)
+        _check_model(model, labels)
         made = cls.__new__(cls)
         made.model, made.labels, made.config = model.eval(), labels, config
         made.path = str(folder)
@@ -210,6 +233,28 @@ def _is_adapter(model: Any) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
+def _check_model(model: Any, labels: Labels) -> None:
+    columns = columns_of(model)
+    if columns is not None and columns < len(labels):
+        raise InferKitError(
+            f"The reward has {columns:,} columns, fewer than its {len(labels):,} labels."
+        )
+    for name, config in (model.peft_config if _is_adapter(model) else {}).items():
+        if getattr(config, "is_prompt_learning", False):
+            raise InferKitError(
+                f"The adapter {name!r} learns a prompt ({type(config).__name__}), which cannot be "
+                "added to a base's scores.",
+                hint="Use one that changes weights, such as LoRA.",
+            )
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InferKitError(f"{file} cannot be read: {error}") from error
+
+
 def _name(model: Any) -> str:
     return str(getattr(model, "name_or_path", "") or "")
 
@@ -221,7 +266,7 @@ def _read(folder: Path) -> dict[str, Any]:
             f"{folder} holds no portable reward: there is no {CONFIG}.",
             hint="Save one with PortableReward(...).save_pretrained(folder).",
         )
-    settings: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    settings: dict[str, Any] = _json(file)
     if settings.get("format_version", 0) > FORMAT:
         raise InferKitError(
             f"{file} is of format {settings['format_version']}; this version reads up to {FORMAT}.",
@@ -230,24 +275,26 @@ def _read(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _auto_class(kind: Kind, folder: Path, model_class: Any) -> Any:
+def _auto_class(kind: Kind, folder: str | Path, model_class: Any) -> Any:
     if model_class is not None:
         return model_class
     import transformers
 
     if kind == "causal-lm":
         return transformers.AutoModelForCausalLM
-    architectures = json.loads((folder / "config.json").read_text("utf-8")).get("architectures")
-    found = getattr(transformers, (architectures or [""])[0], None)
+    architectures = transformers.AutoConfig.from_pretrained(folder).architectures or [""]
+    found = getattr(transformers, architectures[0], None)
     if found is None:
         raise InferKitError(
-            f"transformers has no class {(architectures or [None])[0]!r} for the reward.",
+            f"transformers has no class {architectures[0]!r} for the reward.",
             hint="Give it: from_pretrained(folder, model_class=...).",
         )
     return found
 
 
-def _with_adapter(folder: Path, base: Any, kwargs: dict[str, Any]) -> Any:
+def _with_adapter(
+    folder: Path, kind: Kind, base: Any, model_class: Any, kwargs: dict[str, Any]
+) -> Any:
     """The PEFT model of an adapter, on the given base's weights or on those of its own base."""
     try:
         from peft import PeftModel
@@ -257,10 +304,8 @@ def _with_adapter(folder: Path, base: Any, kwargs: dict[str, Any]) -> Any:
             hint='pip install "infer-kit[train]"',
         ) from error
     if base is None:
-        from transformers import AutoModelForCausalLM
-
-        path = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-        base = AutoModelForCausalLM.from_pretrained(path["base_model_name_or_path"], **kwargs)
+        path = _json(folder / "adapter_config.json")["base_model_name_or_path"]
+        base = _auto_class(kind, path, model_class).from_pretrained(path, **kwargs)
     else:
         base = twin(base)
     return PeftModel.from_pretrained(base, folder)
@@ -269,7 +314,8 @@ def _with_adapter(folder: Path, base: Any, kwargs: dict[str, Any]) -> Any:
 def twin(model: Any) -> Any:
     """A second model on the same weights: what is put into one does not change the other.
 
-    The parameters and buffers are the same tensors, the modules are not.
+    The parameters and buffers are the same tensors, the modules are not. What changes the tensors
+    themselves, such as merging an adapter or training them, changes both.
     """
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

@@ -38,6 +38,19 @@ def test_a_classifier_is_tilted() -> None:
     assert mixed.beta == 0.6
 
 
+def test_weights_of_classifiers_count() -> None:
+    base, one, two = (classifier(seed) for seed in range(3))
+    mixed = compose(base, {"one": (one, 0.5), "two": (two, -1.5)}, beta=2.0)
+    expected = (logits(base) + logits(one) - 3 * logits(two)).log_softmax(-1)
+    assert torch.allclose(logits(mixed), expected, atol=1e-5)
+    mapped = compose(base, {"one": (one, 0.5)}, beta=2.0, id_map={0: 0, 1: 1, 2: 2})
+    assert torch.allclose(logits(mapped), (logits(base) + logits(one)).log_softmax(-1), atol=1e-5)
+    with pytest.raises(InferKitError, match="no labelled batches"):
+        mixed.sweep([], [1.0])
+    with pytest.raises(InferKitError, match="id_map is empty"):
+        compose(base, {"one": (one, 0.5)}, id_map={})
+
+
 def test_base_and_reward_may_read_other_inputs() -> None:
     base, other = classifier(0), classifier(1)
     mixed = compose(base, PortableReward(other, kind="classification"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 import infer_kit as ik
 from infer_kit.errors import InferKitError, UnsupportedArgument
@@ -106,6 +106,38 @@ def test_assisted_decoding_is_greedy(composed, base, reward, drafter: str) -> No
     model = llama(0) if drafter == "base" else reward.model
     assisted = composed.generate(ids_of("the rain in"), assistant_model=model, **GREEDY)
     assert torch.equal(assisted, composed.generate(ids_of("the rain in"), **GREEDY))
+
+
+def test_lengths_count_padding_that_all_prompts_have(composed, base) -> None:
+    ids = ids_of("the rain in")
+    wide = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids], 1)
+    limit = wide.shape[1] + 5
+    settings = GenerationConfig(max_length=limit, pad_token_id=0, eos_token_id=2)
+    for options in ({"max_length": limit}, {"generation_config": settings}):
+        found = composed.generate(wide, do_sample=False, **options)  # the mask follows from padding
+        assert found.shape == (1, limit) and found[0, :3].tolist() == [0, 0, 0]
+        plain = composed.generate(ids, max_new_tokens=5, do_sample=False)
+        assert found[0, 3:].tolist() == plain[0].tolist()
+    with pytest.raises(InferKitError, match="Prompt 0 is empty"):
+        composed.generate(torch.zeros(1, 3, dtype=torch.long))
+
+
+def test_half_precision_members_are_widened_before_they_are_added(base) -> None:
+    one, two = llama(0).bfloat16(), gpt2(1).bfloat16()
+    mixed = compose(one, {"r": ((two, TOKENIZER), 0.7)}, beta=1.0, tokenizer=TOKENIZER)
+    ids = ids_of("the rain in")
+    with torch.no_grad():
+        expected = one(ids).logits.double() + 0.7 * two(ids).logits.double()
+        found = mixed(ids).logits
+    assert found.dtype == torch.float32
+    assert float((found.double() - expected).abs().max()) <= 1e-4
+
+
+def test_a_member_drafts_where_the_tokenizers_are_named(composed, base) -> None:
+    ids = ids_of("the rain in")
+    named = {"tokenizer": TOKENIZER, "assistant_tokenizer": TOKENIZER}
+    assisted = composed.generate(ids, assistant_model=base, **named, **GREEDY)
+    assert torch.equal(assisted, composed.generate(ids, **GREEDY))
 
 
 def test_forward_gives_the_logits_of_whole_sequences(composed, base, reward) -> None:
@@ -257,6 +289,10 @@ def test_refusals(composed, base, reward) -> None:
         composed.generate(ids, attention_mask=torch.tensor([[1] * (ids.shape[1] - 1) + [0]]))
     with pytest.raises(InferKitError, match=r"needs input_ids \[B, T\]"):
         composed.generate()
+    with pytest.raises(UnsupportedArgument, match="has its own prompts and weights"):
+        composed.generate(ids, weights=[1.0, 0.0])
+    with pytest.raises(UnsupportedArgument, match="labels need all logits"):
+        composed(ids, labels=ids, logits_to_keep=1)
     with pytest.raises(UnsupportedArgument, match="guidance_scale"):
         composed.generate(ids, guidance_scale=2.0)
     with pytest.raises(InferKitError, match="nothing to compose the base with"):
