@@ -20,6 +20,14 @@ _FACTS, _PROGRESS = "cache.json", "progress.json"
 _FORMAT = 1
 _FLUSH_EVERY = 64
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Where a model came from, dtypes (tensors tell them), and what a trainer or a tokenizer sets.
+_NO_ARITHMETIC = frozenset(
+    {
+        "_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype",
+        "torch_dtype", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id",
+    }
+)  # fmt: skip
+_WRAPPERS = ("base_layer", "token_adapter", "original_module")
 _NAMES = {
     "kind": "kind of cache",
     "vocab_size": "vocabulary size",
@@ -38,7 +46,7 @@ class CacheKey:
 
     Attributes:
         kind: "full", "hidden" or "topk". vocab_size: V. topk: k, or 0.
-        dtype: of the base's arithmetic, of "hidden" the states' own. base: `weights_sha256` of it.
+        dtype: of the base's arithmetic, of "hidden" the states' own. base: `base_sha256` of it.
         dataset: hash of all collated examples. examples: how many there are.
     """
 
@@ -52,18 +60,46 @@ class CacheKey:
     format: int = _FORMAT
 
 
-def weights_sha256(model: Any, leave_out: Callable[[str], bool] = lambda name: False) -> str:
-    """Hash of the names, shapes, dtypes and bytes of a model's parameters and buffers.
+def base_sha256(model: Any, leave_out: Callable[[str], bool] = lambda name: False) -> str:
+    """Hash of a model's class, config, and names, shapes, dtypes and bytes of its tensors.
 
     Args:
         leave_out: names of tensors that have no part in it, such as an adapter's.
     """
     sha = hashlib.sha256(type(model).__name__.encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if not leave_out(name):
-            sha.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
-            sha.update(tensor_bytes(tensor))
+    sha.update(json.dumps(_settings(model), sort_keys=True, default=str).encode())
+    tensors = {
+        _unwrapped(name): tensor
+        for name, tensor in model.state_dict().items()
+        if not leave_out(name)
+    }
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        sha.update(tensor_bytes(tensor))
     return sha.hexdigest()
+
+
+def _unwrapped(name: str) -> str:
+    """The name of a base's tensor as it was before PEFT put an adapter around its layer."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """What a model's config says of its arithmetic (rope, scales, soft-caps are no tensors)."""
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "to_diff_dict"):
+        return {}
+    leave_out = _NO_ARITHMETIC
+    if getattr(model, "get_output_embeddings", lambda: None)() is None:
+        # Classifiers of texts read the last token that is not padding.
+        leave_out = leave_out - {"pad_token_id"}
+    return dict(_without(config.to_diff_dict(), leave_out))
+
+
+def _without(value: Any, names: frozenset[str]) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _without(v, names) for k, v in value.items() if k not in names}
+    return value
 
 
 class BaseCache:
@@ -85,15 +121,18 @@ class BaseCache:
         self.key, self.folder = key, Path(folder)
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         facts = self.folder / _FACTS
-        if facts.exists():
-            self._check(json.loads(facts.read_text()))
+        begun = facts.exists()
+        if begun:
+            self._check(_read(facts))
+        elif (self.folder / _PROGRESS).exists():
+            raise _damaged(f"{facts} is missing, so nothing tells what the cache was made with.")
         self.folder.mkdir(parents=True, exist_ok=True)
         total = max(int(self._starts[-1]), 1)
         self._arrays = {
-            name: self._open(name, dtype, (total, *shape))
+            name: self._open(name, dtype, (total, *shape), begun)
             for name, (dtype, shape) in _layout(key, width).items()
         }
-        if not facts.exists():
+        if not begun:
             _write(facts, asdict(key))
 
     def _check(self, found: dict[str, Any]) -> None:
@@ -112,14 +151,13 @@ class BaseCache:
             hint="Give another cache_dir, or delete that folder.",
         )
 
-    def _open(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.memmap:
+    def _open(self, name: str, dtype: str, shape: tuple[int, ...], begun: bool) -> np.memmap:
         path = self.folder / f"{name}.bin"
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if begun and not path.exists():  # a new one would be zeros
+            raise _damaged(f"{path} is missing.")
         if path.exists() and path.stat().st_size != size:
-            raise InferKitError(
-                f"{path} has {path.stat().st_size:,} bytes; expected {size:,}.",
-                hint="The cache is damaged: delete its folder.",
-            )
+            raise _damaged(f"{path} has {path.stat().st_size:,} bytes; expected {size:,}.")
         mode = "r+" if path.exists() else "w+"
         return np.memmap(path, dtype=dtype, mode=mode, shape=shape)  # type: ignore[call-overload]
 
@@ -127,7 +165,12 @@ class BaseCache:
     def done(self) -> int:
         """Examples, from the first, whose rows are written."""
         progress = self.folder / _PROGRESS
-        return int(json.loads(progress.read_text())["examples"]) if progress.exists() else 0
+        if not progress.exists():
+            return 0
+        done, most = _read(progress).get("examples"), self.key.examples
+        if isinstance(done, bool) or not isinstance(done, int) or not 0 <= done <= most:
+            raise _damaged(f"{progress} says that {done!r} of {most} examples are written.")
+        return done
 
     @property
     def complete(self) -> bool:
@@ -205,6 +248,20 @@ def _layout(key: CacheKey, width: int) -> dict[str, tuple[str, tuple[int, ...]]]
 def _itemsize(dtype: str) -> int:
     kind: torch.dtype = getattr(torch, dtype.split()[0])
     return kind.itemsize
+
+
+def _damaged(what: str) -> InferKitError:
+    return InferKitError(what, hint="The cache is damaged: delete its folder.")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(f"{path} cannot be read: {error}") from error
+    if not isinstance(facts, dict):
+        raise _damaged(f"{path} holds a {type(facts).__name__}; expected names and values.")
+    return facts
 
 
 def _write(path: Path, facts: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 peft = pytest.importorskip("peft")
 
+from infer_kit.errors import InferKitError  # noqa: E402
 from infer_kit.training.prt import PRTConfig  # noqa: E402
 from tests.tiny import text_model  # noqa: E402
 from tests.training.conftest import Texts, V, farthest, weights  # noqa: E402
@@ -110,3 +111,94 @@ def test_an_adapter_is_saved_as_one(trainer_of, base, tmp_path: Path) -> None:
     assert portable.CONFIG in {path.name for path in (tmp_path / "reward").iterdir()}
     assert (tmp_path / "reward" / "adapter_model.safetensors").exists()
     assert not (tmp_path / "reward" / "model.safetensors").exists()
+
+
+def test_a_cache_is_of_the_base_under_any_adapter(trainer_of, base, tmp_path: Path) -> None:
+    prt = PRTConfig(base_cache="full", cache_dir=tmp_path / "cache")
+    for config in (
+        lora(),
+        lora(target_modules=["o_proj"]),
+        lora(modules_to_save=["lm_head"]),
+        lora(trainable_token_indices=[5]),
+        None,
+    ):
+        model = copy.deepcopy(base)
+        own = {"base_model": base} if config is None else {"base_model": None}
+        if config is not None:
+            model = peft.get_peft_model(model, config)
+        trainer = trainer_of(prt, model=model, max_steps=1, **own)
+        trainer.train()  # would refuse the cache of another base
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_adapters_that_train_their_base_are_refused(trainer_of, bias) -> None:
+    base = text_model("gpt2", 192)
+    config = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, bias=bias)
+    told = rf".LoraConfig. has bias='{bias}': it trains the base's own biases"
+    with pytest.raises(InferKitError, match="peft_config " + told):
+        trainer_of(model=base, base_model=None, peft_config=config)
+    adapter = peft.get_peft_model(copy.deepcopy(base), config)
+    with pytest.raises(InferKitError, match="The adapter 'default' " + told):
+        trainer_of(model=adapter, base_model=None)
+    # A base of its own is out of reach.
+    trainer_of(model=adapter, base_model=base, max_steps=1).train()
+
+
+@pytest.mark.parametrize("kind", ["loha", "ia3"])
+def test_other_adapters_are_no_part_of_their_base(trainer_of, base, kind) -> None:
+    names = {"target_modules": ["q_proj", "up_proj"]}
+    config = {
+        "loha": lambda: peft.LoHaConfig(r=2, **names),
+        "ia3": lambda: peft.IA3Config(feedforward_modules=["up_proj"], **names),
+    }[kind]()
+    model = peft.get_peft_model(copy.deepcopy(base), config)
+    trainer = trainer_of(model=model, base_model=None, learning_rate=0.1)
+    before = trainer._base.sha256()
+    trainer.train()
+    assert trainer._base.sha256() == before == trainer_of()._base.sha256()
+
+
+def test_a_layer_of_the_base_that_is_not_frozen_is_refused(trainer_of, base) -> None:
+    model = peft.get_peft_model(copy.deepcopy(base), lora())
+    model.get_base_model().model.norm.weight.requires_grad_(True)
+    with pytest.raises(InferKitError, match="norm.weight is trained and is no part of the adapter"):
+        trainer_of(model=model, base_model=None)
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize(
+    "config",
+    [
+        lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+        lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+        lambda: peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+    ],
+)
+def test_learnt_prompts_are_refused(trainer_of, base, config, own) -> None:
+    given = {"base_model": base if own else None}
+    with pytest.raises(InferKitError, match=r"peft_config .P\w+Config. learns a prompt, which"):
+        trainer_of(model=copy.deepcopy(base), peft_config=config(), **given)
+    model = peft.get_peft_model(copy.deepcopy(base), config())
+    with pytest.raises(InferKitError, match=r"The adapter 'default' .P\w+Config. learns a prompt"):
+        trainer_of(model=model, **given)
+
+
+def test_adapters_of_several_kinds_are_refused(trainer_of, base) -> None:
+    config = peft.LoHaConfig(r=2, target_modules=["q_proj"])
+    model = peft.get_peft_model(copy.deepcopy(base), config, mixed=True)
+    with pytest.raises(InferKitError, match="^model is a PeftMixedModel, of adapters of several"):
+        trainer_of(model=model, base_model=None)
+
+
+def test_a_peft_model_is_no_base_model(trainer_of, base) -> None:
+    adapter = peft.get_peft_model(copy.deepcopy(base), lora())
+    with pytest.raises(InferKitError, match="base_model is a PEFT model") as caught:
+        trainer_of(base_model=adapter)
+    assert "merge_and_unload" in str(caught.value.hint)
+
+
+def test_an_adapter_needs_a_model(settings) -> None:
+    from infer_kit.training.prt import PRTTrainer
+
+    with pytest.raises(InferKitError, match="a peft_config and no model to put its adapter on"):
+        PRTTrainer(args=settings(), peft_config=lora())

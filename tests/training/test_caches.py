@@ -250,3 +250,114 @@ def test_columns_that_are_not_used_are_left_out(trainer_of, tmp_path) -> None:
 def test_the_folder_is_in_the_output_by_default(trainer_of, tmp_path: Path) -> None:
     trainer_of(PRTConfig(base_cache="full")).build_base_cache()
     assert (tmp_path / "out" / "base_cache" / "cache.json").exists()
+
+
+@pytest.mark.parametrize("chunk, kind", [(5, "none"), (None, "hidden"), (5, "hidden")])
+def test_mixed_precision_over_full_weights(trainer_of, tmp_path, chunk, kind) -> None:
+    """Accelerate has bf16 inside a model's forward; the heads apart from it run in it too."""
+    given = {"bf16": True, "optim": "sgd", "learning_rate": 0.1, "max_steps": 4}
+    folder = {} if kind == "none" else {"cache_dir": tmp_path / "cache"}
+    runs = []
+    for prt in (PRTConfig(), PRTConfig(chunk=chunk, base_cache=kind, **folder)):
+        trainer = trainer_of(prt, **given)
+        runs.append(trained(trainer))
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        runs.append(losses)
+    assert farthest(runs[0], runs[2]) <= 1e-3 and runs[1] == pytest.approx(runs[3], abs=8e-3)
+    assert farthest(runs[2], weights(trainer._base.source())) > 1e-2
+    if kind == "hidden":
+        key = json.loads((tmp_path / "cache" / "cache.json").read_text())
+        assert key["dtype"] == "float32 bf16"
+        with pytest.raises(InferKitError, match=r"dtype \(float32 bf16 there, float32 here\)"):
+            trainer_of(prt).build_base_cache()
+
+
+def test_chunks_in_mixed_precision_before_any_training(trainer_of) -> None:
+    """The trainer wraps the reward for mixed precision only once it trains or evaluates."""
+    losses = []
+    for chunk in (5, None):
+        trainer = trainer_of(PRTConfig(chunk=chunk), bf16=True)
+        batch = trainer.collate_training([trainer.train_dataset[n] for n in range(4)])
+        with trainer.accelerator.autocast():
+            losses.append(trainer.compute_loss(trainer.model, dict(batch)).item())
+        if chunk:
+            losses.append(trainer.compute_loss(trainer.model, dict(batch)).item())
+    assert losses[0] == losses[1] == pytest.approx(losses[2], abs=8e-3)
+
+
+@pytest.mark.parametrize("kind", ["full", "hidden"])
+@pytest.mark.parametrize("own", [True, False])
+def test_heads_apart_in_mixed_precision_give_the_models_scores(
+    trainer_of, base, tmp_path, kind, own
+) -> None:
+    """Also of an adapter's base, which no trainer has wrapped when its cache is made."""
+    model = None
+    if not own:
+        peft = pytest.importorskip("peft")
+        lora = peft.LoraConfig(r=2, target_modules=["q_proj"])
+        model = peft.get_peft_model(copy.deepcopy(base), lora)
+    prt = PRTConfig(base_cache=kind, cache_dir=tmp_path / "cache")
+    trainer = trainer_of(
+        prt, model=model, base_model=base if own else None, train_dataset=Texts(4), bf16=True
+    )
+    trainer.build_base_cache()
+    batch = trainer.collate_training([trainer.train_dataset[n] for n in range(4)])
+    kept = batch["labels"][:, 1:] != -100
+    rows = trainer._cached.rows(batch["prt_index"], batch["labels"][:, 1:][kept])
+    got = rows.head(rows.values)[:, :V].float().log_softmax(-1)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        want = copy.deepcopy(trainer._base.source())
+        want.__dict__.pop("forward", None)
+        logits = type(want).forward(want, batch["input_ids"]).logits[:, :-1, :V][kept].float()
+    torch.testing.assert_close(got, logits.log_softmax(-1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name, text, told",
+    [
+        ("logprobs.bin", None, "logprobs.bin is missing"),
+        ("cache.json", None, "cache.json is missing, so nothing tells what the cache"),
+        ("cache.json", "", "cache.json cannot be read"),
+        ("cache.json", "[]", "cache.json holds a list; expected names and values"),
+        ("progress.json", '{"exam', "progress.json cannot be read"),
+        ("progress.json", "{}", "progress.json says that None of 16 examples are written"),
+        ("progress.json", '{"examples": 17}', "says that 17 of 16 examples are written"),
+    ],
+)
+def test_files_that_are_missing_or_damaged(trainer_of, tmp_path, name, text, told) -> None:
+    prt = PRTConfig(base_cache="full", cache_dir=tmp_path / "cache")
+    trainer_of(prt).build_base_cache()
+    if text is None:
+        (tmp_path / "cache" / name).unlink()
+    else:
+        (tmp_path / "cache" / name).write_text(text)
+    with pytest.raises(InferKitError, match=told) as caught:
+        trainer_of(prt).build_base_cache()
+    assert "The cache is damaged: delete its folder" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "family, first, second",
+    [
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 10.0}},
+        ),
+        ("gemma2", {"final_logit_softcapping": 3.0}, {"final_logit_softcapping": 4.0}),
+        ("cohere2", {"logit_scale": 0.25}, {"logit_scale": 0.5}),
+    ],
+)
+def test_the_same_weights_under_another_config_are_another_base(
+    trainer_of, tmp_path, family, first, second
+) -> None:
+    prt = PRTConfig(base_cache="full", cache_dir=tmp_path / "cache")
+    one, other = text_model(family, 192, **first), text_model(family, 192, **second)
+    other.load_state_dict(one.state_dict())
+    trainer_of(prt, base_model=one).build_base_cache()
+    with pytest.raises(InferKitError, match="was made with another base."):
+        trainer_of(prt, base_model=other).build_base_cache()
+    # What tells nothing of its arithmetic does not matter.
+    one.config.name_or_path, one.config.use_cache = "elsewhere", False
+    one.config.transformers_version, one.config.pad_token_id = "1.0", 3
+    trainer_of(prt, base_model=one).build_base_cache()

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.prt import PRTConfig
@@ -220,3 +221,50 @@ def test_a_reward_without_names_is_not_saved(trainer_of, tmp_path) -> None:
     )  # fmt: skip
     with pytest.raises(InferKitError, match="names of its labels; the model has 0 of 5"):
         trainer.save_reward(tmp_path)
+
+
+@pytest.mark.parametrize("size", [150, 176])
+def test_a_reward_of_another_vocabulary_than_its_tokenizer_is_not_saved(
+    trainer_of, tmp_path, size
+) -> None:
+    trainer = trainer_of(vocab_size=size)
+    told = f"trained with vocab_size {size}, and its tokenizer has ids for 160 tokens"
+    with pytest.raises(InferKitError, match=told):
+        trainer.save_reward(tmp_path / "reward")
+    assert not (tmp_path / "reward").exists()
+
+
+def test_what_is_no_model(trainer_of, base, settings) -> None:
+    from infer_kit.training.prt import PRTTrainer
+
+    with pytest.raises(InferKitError, match="^model is the text 'gpt2'; expected a model"):
+        trainer_of(model="gpt2")
+    with pytest.raises(InferKitError, match="base_model is the text 'gpt2'; expected a model"):
+        trainer_of(base_model="gpt2")
+    with pytest.raises(InferKitError, match="base_model is a dict; expected a model"):
+        trainer_of(base_model=dict(base.state_dict()))
+    with pytest.raises(InferKitError, match="^model is the text 'gpt2'; expected a model"):
+        PRTTrainer("gpt2", settings(), base_model=base, peft_config=object())
+
+
+def test_data_without_examples(trainer_of) -> None:
+    from datasets import Dataset
+
+    for empty in ([], Texts(0), Dataset.from_dict({"input_ids": [], "labels": []})):
+        with pytest.raises(InferKitError, match="The training data have no examples"):
+            trainer_of(train_dataset=empty)
+
+
+def test_classifiers_of_other_names(trainer_of) -> None:
+    def named(*names: str) -> Classifier:
+        model = Classifier(len(names))
+        model.config = PretrainedConfig(id2label=dict(enumerate(names)))
+        return model
+
+    given = {
+        "kind": "classification", "train_dataset": Digits(labels=3), "processing_class": None,
+    }  # fmt: skip
+    reward = named("cat", "dog", "hen")
+    with pytest.raises(InferKitError, match="Label 1 is 'hen' for the base and 'dog' for the rew"):
+        trainer_of(model=reward, base_model=named("cat", "hen", "dog"), **given)
+    trainer_of(model=reward, base_model=named("cat", "dog", "hen"), **given)

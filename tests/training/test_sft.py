@@ -136,5 +136,5 @@ def test_losses_of_its_own_are_refused(sft, loss_type) -> None:
 
 
 def test_a_name_is_not_a_model(sft) -> None:
-    with pytest.raises(InferKitError, match="given as the name 'gpt2'; expected a model"):
+    with pytest.raises(InferKitError, match="model is the text 'gpt2'; expected a model"):
         sft(model="gpt2")

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from infer_kit.errors import InferKitError
-from infer_kit.training.base_cache import weights_sha256
-from infer_kit.training.prt.facts import takes_positions
-from infer_kit.training.prt.heads import LanguageHead
+from infer_kit.training.base_cache import base_sha256
+from infer_kit.training.prt.facts import adapter_parts, takes_positions
+from infer_kit.training.prt.heads import Autocast, LanguageHead
 from infer_kit.training.prt.scores import same
 
 
@@ -49,6 +49,14 @@ def forward(model: Any, inputs: dict[str, Any]) -> Tensor:
     return found if isinstance(found, Tensor) else _no_logits(model)
 
 
+def restore_precision(model: Any) -> None:
+    """Takes off a model the mixed precision that an earlier trainer has left in its forward."""
+    # Accelerate's own unwrapping takes the forward's decorators off with it.
+    forward = getattr(model, "__dict__", {}).pop("_original_forward", None)
+    if forward is not None:
+        model.forward = forward
+
+
 def _no_logits(model: Any) -> Tensor:
     raise InferKitError(
         f"{type(model).__name__} gave no logits.",
@@ -60,11 +68,16 @@ def _no_logits(model: Any) -> Tensor:
 class FrozenBase:
     """A base with weights of its own."""
 
-    def __init__(self, prepared: Any, model: Any, heads_apart: bool) -> None:
-        """Args: prepared: what to call. model: the same, not wrapped."""
-        self._prepared, self._model = prepared, model
+    def __init__(
+        self, prepared: Any, model: Any, heads_apart: bool, autocast: Autocast = nullcontext
+    ) -> None:
+        """Args:
+        prepared: what to call. model: the same, not wrapped.
+        autocast: gives the context of mixed precision.
+        """
+        self._prepared, self._model, self._autocast = prepared, model, autocast
         model.eval()
-        self._head = LanguageHead(model, "base") if heads_apart else None
+        self._head = LanguageHead(model, "base", autocast) if heads_apart else None
         self._positions = takes_positions(model)
         parameters = inspect.signature(model.forward).parameters
         # As the trainer has it for the reward: with a cache the model would also not see where the
@@ -77,8 +90,9 @@ class FrozenBase:
         """The base as a model."""
         return self._model
 
-    def weights_sha256(self) -> str:
-        return weights_sha256(self._model)
+    def sha256(self) -> str:
+        """Hash of the base's weights and settings."""
+        return base_sha256(self._model)
 
     def dtype(self) -> torch.dtype:
         return next(self._model.parameters()).dtype
@@ -95,7 +109,8 @@ class FrozenBase:
         if self._takes is not None:
             inputs = {name: value for name, value in inputs.items() if name in self._takes}
         inputs = (with_positions(inputs) if self._positions else inputs) | self._fixed
-        with self._frozen() as model:
+        # An adapter's model is wrapped for mixed precision only once training has begun.
+        with self._frozen() as model, self._autocast():
             if not hidden or self._head is None:
                 return Outputs(forward(model, inputs), same)
             with self._head.taps() as tapped:
@@ -112,22 +127,26 @@ class FrozenBase:
 class AdapterBase(FrozenBase):
     """The weights that an adapter is on: the reward's model itself, with the adapter disabled."""
 
-    def __init__(self, model: Callable[[], Any], heads_apart: bool) -> None:
-        """Args: model: gives the PEFT model, whatever the trainer has wrapped it in."""
-        self._peft = model
+    def __init__(
+        self, model: Callable[[], Any], heads_apart: bool, autocast: Autocast = nullcontext
+    ) -> None:
+        """Args:
+        model: gives the PEFT model, whatever the trainer has wrapped it in.
+        autocast: gives the context of mixed precision.
+        """
+        self._peft, self._autocast = model, autocast
         self._takes = None
         self._fixed: dict[str, Any] = {}  # the trainer has set what the reward's config says
         self._positions = takes_positions(model())
-        self._head = LanguageHead(model(), "base") if heads_apart else None
+        self._head = LanguageHead(model(), "base", autocast) if heads_apart else None
 
     def source(self) -> Any:
         return self._peft().get_base_model()
 
-    def weights_sha256(self) -> str:
-        """Without the adapter, so that a cache outlives a training run."""
-        model = self._peft()
-        prefix = getattr(model.base_model, "prefix", "lora_")
-        return weights_sha256(model, lambda name: prefix in name or ".modules_to_save." in name)
+    def sha256(self) -> str:
+        """Without the adapter, so that a cache outlives a training run, and fits other adapters."""
+        parts = adapter_parts(self._peft())
+        return base_sha256(self.source(), lambda name: any(part in name for part in parts))
 
     def dtype(self) -> torch.dtype:
         return next(self.source().parameters()).dtype

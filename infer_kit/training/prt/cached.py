@@ -36,7 +36,7 @@ class CachedBase:
             self._size,
             trainer.prt.topk if self._kind == "topk" else 0,
             dtype,
-            base.weights_sha256(),
+            base.sha256(),
             facts.sha256,
             len(data),
         )
@@ -52,14 +52,15 @@ class CachedBase:
 
     def _arithmetic(self) -> tuple[str, int]:
         """Name of the dtype, and width of the hidden states."""
-        if self._kind != "hidden":
-            name = str(self._base.dtype()).removeprefix("torch.")
-            mixed = self._trainer.accelerator.mixed_precision
-            return (name if mixed == "no" else f"{name} {mixed}"), 0
-        batch = self._trainer.collate_training([self._trainer.train_dataset[0]])
-        states = self._outputs(batch).values
-        self._dtype = states.dtype
-        return str(states.dtype).removeprefix("torch."), states.shape[-1]
+        mixed = self._trainer.accelerator.mixed_precision
+        dtype, width = self._base.dtype(), 0
+        if self._kind == "hidden":
+            batch = self._trainer.collate_training([self._trainer.train_dataset[0]])
+            states = self._outputs(batch).values
+            self._dtype = dtype = states.dtype
+            width = states.shape[-1]
+        name = str(dtype).removeprefix("torch.")
+        return (name if mixed == "no" else f"{name} {mixed}"), width
 
     def _outputs(self, batch: dict[str, Any]) -> Any:
         inputs = {n: v for n, v in batch.items() if n not in ("labels", INDEX)}

@@ -2,15 +2,108 @@
 
 from typing import Any
 
+from torch import nn
 from torch.utils.data import IterableDataset
 
 from infer_kit.errors import InferKitError
 from infer_kit.reward.loss import IGNORED
 from infer_kit.training.prt.config import PRTConfig
-from infer_kit.training.prt.facts import columns_of, is_adapter
+from infer_kit.training.prt.facts import adapter_parts, columns_of, is_adapter
 
 LOOKED_AT = 1000
 """Examples that are looked at, before training, for one with a label."""
+
+
+def check_models(reward: Any, base: Any, peft_config: Any) -> None:
+    """Raises for what is no model, and for what cannot be a base."""
+    for name, given in (("model", reward), ("base_model", base)):
+        if isinstance(given, str):
+            raise InferKitError(
+                f"{name} is the text {given!r}; expected a model.",
+                hint="Load it, for example with AutoModelForCausalLM.from_pretrained(name).",
+            )
+        if given is not None and not isinstance(given, nn.Module):
+            raise InferKitError(f"{name} is a {type(given).__name__}; expected a model.")
+        if is_adapter(given) and not hasattr(given, "get_base_model"):
+            raise InferKitError(
+                f"{name} is a {type(given).__name__}, of adapters of several kinds.",
+                hint="Give a model with adapters of one kind: get_peft_model without mixed=True.",
+            )
+    if base is not None and is_adapter(base):
+        raise InferKitError(
+            "base_model is a PEFT model.",
+            hint="To train that adapter, give it as model and no base_model. To have it within the "
+            "base, merge a copy: copy.deepcopy(base).merge_and_unload().",
+        )
+    if peft_config is None:
+        return
+    if reward is None:
+        raise InferKitError(
+            "There is a peft_config and no model to put its adapter on.", hint="Give model=."
+        )
+    check_adapter_config("peft_config", peft_config, own_base=base is not None)
+
+
+def check_adapter(reward: Any, own_base: bool) -> None:
+    """Raises for an adapter that trains its base too, or that no other base could have.
+
+    Args:
+        own_base: whether the base has weights of its own, which the reward cannot change.
+    """
+    if not is_adapter(reward):
+        return
+    active = getattr(reward, "active_adapters", None) or list(reward.peft_config)
+    for name in [active] if isinstance(active, str) else active:
+        check_adapter_config(f"The adapter {name!r}", reward.peft_config[name], own_base)
+    if own_base:
+        return
+    parts = adapter_parts(reward)
+    for name, tensor in reward.named_parameters():
+        if tensor.requires_grad and not any(part in name for part in parts):
+            raise InferKitError(
+                f"{name} is trained and is no part of the adapter: the base would change with "
+                "the reward.",
+                hint="Freeze it (requires_grad_(False)), or give a copy of the model as "
+                "base_model=.",
+            )
+
+
+def check_adapter_config(whose: str, config: Any, own_base: bool) -> None:
+    """See `check_adapter`. whose: how to call it, for messages."""
+    kind = type(config).__name__
+    if getattr(config, "is_prompt_learning", False):
+        raise InferKitError(
+            f"{whose} ({kind}) learns a prompt, which cannot be added to a base's scores.",
+            hint="Use an adapter that changes weights, such as LoRA.",
+        )
+    bias = getattr(config, "bias", "none")
+    if not own_base and bias != "none":
+        raise InferKitError(
+            f"{whose} ({kind}) has bias={bias!r}: it trains the base's own biases, which stay "
+            "changed with the adapter disabled.",
+            hint='Give bias="none", or a copy of the model as base_model=.',
+        )
+
+
+def check_same_names(base: Any, reward: Any, size: int) -> None:
+    """Raises where two classifiers have other names for the same labels."""
+    tables: list[Any] = [
+        getattr(getattr(m, "config", None), "id2label", None) for m in (base, reward)
+    ]
+    if not all(tables):
+        return
+    for n in range(size):
+        mine, other = (table.get(n) for table in tables)
+        if mine != other:
+            raise InferKitError(
+                f"Label {n} is {mine!r} for the base and {other!r} for the reward.",
+                hint="Both have to have the same labels in the same order: config.id2label.",
+            )
+
+
+def check_not_empty(dataset: Any) -> None:
+    if dataset is not None and not _is_stream(dataset) and not len(dataset):
+        raise InferKitError("The training data have no examples.")
 
 
 def check_options(args: Any, options: dict[str, Any]) -> None:

@@ -32,6 +32,16 @@ def is_adapter(model: Any) -> bool:
     return hasattr(model, "disable_adapter") and hasattr(model, "peft_config")
 
 
+def adapter_parts(model: Any) -> set[str]:
+    """Of a PEFT model, the parts of names that tell the adapter's own tensors from the base's."""
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING as PREFIXES
+
+    # Of X-LoRA, the model tells only the prefix of the LoRA within.
+    prefixes = {PREFIXES.get(config.peft_type) for config in model.peft_config.values()}
+    prefixes.add(getattr(model.base_model, "prefix", None))
+    return {p for p in prefixes if p} | {".modules_to_save.", ".trainable_tokens_"}
+
+
 def kind_of(model: Any, given: str | None) -> Kind:
     """What sort of labels the model predicts; told by its class where it is not given."""
     model = model.get_base_model() if is_adapter(model) else model

@@ -1,7 +1,7 @@
 """A language model's head apart from its body."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from infer_kit.errors import InferKitError
 _HINT = 'Leave chunk out, and choose another base_cache than "hidden".'
 
 
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
 class LanguageHead:
     """A model's own map of last hidden states `[..., d]` to logits `[..., columns]`.
 
@@ -19,9 +22,12 @@ class LanguageHead:
     with logits that the model gave itself, since an architecture may do more than is known here.
     """
 
-    def __init__(self, model: Any, whose: str) -> None:
-        """Args: model: a causal language model. whose: "base" or "reward", for messages."""
-        self._whose, self._name = whose, type(model).__name__
+    def __init__(self, model: Any, whose: str, autocast: Autocast = nullcontext) -> None:
+        """Args:
+        model: a causal language model. whose: "base" or "reward", for messages.
+        autocast: gives the context of mixed precision that the model's own forward runs in.
+        """
+        self._whose, self._name, self._autocast = whose, type(model).__name__, autocast
         self._module = model.get_output_embeddings()
         if self._module is None:
             raise InferKitError(
@@ -36,6 +42,11 @@ class LanguageHead:
         self._checked = False
 
     def __call__(self, hidden: Tensor) -> Tensor:
+        # Accelerate puts mixed precision into the model's forward, which this is not a part of.
+        with self._autocast():
+            return self._scores(hidden)
+
+    def _scores(self, hidden: Tensor) -> Tensor:
         scores: Tensor = self._module(hidden)
         if self._times is not None:
             scores = scores * self._times
@@ -80,9 +91,10 @@ class LanguageHead:
         if self._checked:
             return hidden
         with torch.no_grad():
-            own, ours = logits.detach().float(), self(hidden[:, :1]).float()
+            own, ours = logits.detach().float(), self(hidden[:, :1])
         # The same layers on the same numbers: at most the last operation may round otherwise.
-        bound = 4 * torch.finfo(hidden.dtype).eps * float(own.abs().max())
+        eps = max(torch.finfo(hidden.dtype).eps, torch.finfo(ours.dtype).eps)
+        ours, bound = ours.float(), 4 * eps * float(own.abs().max())
         if own.shape != ours.shape or not float((own - ours).abs().max()) <= bound:
             raise InferKitError(
                 f"The {self._whose} ({self._name}) does more to its logits than its head, a scale "

@@ -16,7 +16,14 @@ from infer_kit.training.indexed_data import (
     predicted_labels,
 )
 from infer_kit.training.prt import checks, facts, saving
-from infer_kit.training.prt.base import AdapterBase, FrozenBase, Outputs, forward, with_positions
+from infer_kit.training.prt.base import (
+    AdapterBase,
+    FrozenBase,
+    Outputs,
+    forward,
+    restore_precision,
+    with_positions,
+)
 from infer_kit.training.prt.cached import CachedBase
 from infer_kit.training.prt.config import PRTConfig
 from infer_kit.training.prt.gain import GainSums, SourceGain
@@ -63,7 +70,9 @@ class PRTMixin:
         self.prt = PRTConfig() if prt is None else prt
         if not isinstance(self.prt, PRTConfig):
             raise InferKitError(f"prt is a {type(prt).__name__}; expected a PRTConfig.")
+        checks.check_models(model, base_model, options.get("peft_config"))
         checks.check_options(args, options)
+        checks.check_not_empty(options.get("train_dataset"))
         checks.check_order(options.get("train_dataset"), self.prt)
         adapted = options.get("peft_config") is not None
         checks.check_base_given(base_model, model, adapted)
@@ -80,19 +89,28 @@ class PRTMixin:
         self.model_accepts_loss_kwargs = True  # so that labels are counted over the whole batch
         if base_model is not None:
             checks.check_apart(base_model, self.model)
+            if self.kind == "classification":
+                checks.check_same_names(base_model, self.model, self.vocab_size)
+        checks.check_adapter(self.model, own_base=base_model is not None)
         checks.check_columns(
             self.model if base_model is None else base_model, self.model, self.vocab_size
         )
+        checks.check_not_empty(self.train_dataset)
         checks.check_labels(self.train_dataset, self.vocab_size, self.kind == "causal-lm")
         checks.check_trainer(self)
         chunked = self.prt.chunk is not None
         apart = chunked or self.prt.base_cache == "hidden"
         if base_model is None:
-            self._base: Any = AdapterBase(lambda: self.accelerator.unwrap_model(self.model), apart)
+            self._base: Any = AdapterBase(
+                lambda: self.accelerator.unwrap_model(self.model), apart, self.accelerator.autocast
+            )
         else:
+            restore_precision(base_model)
             prepared = self.accelerator.prepare_model(base_model, evaluation_mode=True)
-            self._base = FrozenBase(prepared, base_model, apart)
-        self._reward_head = LanguageHead(self.model, "reward") if chunked else None
+            self._base = FrozenBase(prepared, base_model, apart, self.accelerator.autocast)
+        self._reward_head = (
+            LanguageHead(self.model, "reward", self.accelerator.autocast) if chunked else None
+        )
         self._positions = facts.takes_positions(self.model)
         self._cached: CachedBase | None = None
         self._sums: GainSums | None = None
@@ -167,7 +185,8 @@ class PRTMixin:
         if self._positions:
             inputs = with_positions(inputs)
         if chunked:
-            with self._reward_head.taps() as tapped:
+            # As the head, also where the model was not wrapped for mixed precision.
+            with self.accelerator.autocast(), self._reward_head.taps() as tapped:
                 logits = forward(model, inputs)
             states = self._reward_head.check(tapped, logits)
             reward = Rows(places.rows(states, "reward"), self._reward_head)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from infer_kit.errors import InferKitError
+from infer_kit.reward.labels import labels_of
 from infer_kit.training.prt import facts
 
 
@@ -38,6 +39,13 @@ def _label_names(trainer: Any, model: Any) -> Any:
             raise InferKitError(
                 "A reward is saved with its tokens, and the trainer has no tokenizer.",
                 hint="Give processing_class=tokenizer to the trainer.",
+            )
+        own = len(labels_of(tokenizer))
+        if own != trainer.vocab_size:
+            raise InferKitError(
+                f"The reward was trained with vocab_size {trainer.vocab_size}, and its tokenizer "
+                f"has ids for {own} tokens.",
+                hint="Leave vocab_size out of the trainer: it is then the tokenizer's.",
             )
         return tokenizer
     names = getattr(getattr(model, "config", None), "id2label", None)

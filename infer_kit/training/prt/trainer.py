@@ -4,7 +4,8 @@ from typing import Any
 
 from transformers import Trainer
 
-from infer_kit.errors import InferKitError, MissingExtra
+from infer_kit.errors import MissingExtra
+from infer_kit.training.prt.checks import check_models
 from infer_kit.training.prt.mixin import PRTMixin
 
 
@@ -23,6 +24,7 @@ class PRTTrainer(PRTMixin, Trainer):
         peft_config: of an adapter that is put on `model` and is the reward.
         """
         if peft_config is not None:
+            check_models(model, options.get("base_model"), peft_config)
             try:
                 from peft import get_peft_model
             except ImportError as error:
@@ -52,11 +54,6 @@ def sft_trainer() -> type:
 
         def __init__(self, model: Any = None, args: Any = None, **options: Any) -> None:
             """Args: see `PRTMixin` and `SFTTrainer`. loss_type: "nll" alone."""
-            if isinstance(model, str):
-                raise InferKitError(
-                    f"The reward is given as the name {model!r}; expected a model.",
-                    hint="Load it: AutoModelForCausalLM.from_pretrained(name).",
-                )
             super().__init__(model, args, **options)
 
     return PRTSFTTrainer
