@@ -74,6 +74,12 @@ METHODS = (
         "Chijiwa et al., ICLR 2026, arXiv 2510.08102",
     ),
     Method(
+        "PortableReward",
+        "p_base(y) e^{β r(y)} / Z, r trained once; tuned and untuned models as signed weights",
+        ("transformers",),
+        "Chijiwa et al., ICML 2025, arXiv 2502.12776",
+    ),
+    Method(
         "CoupledLM",
         "Π_k p_k(y)^w_k / Z   or   Σ_k w_k p_k(y)",
         ("transformers",),
