@@ -16,10 +16,11 @@ from transformers.utils import ModelOutput
 from infer_kit.engine.call import end_tokens
 from infer_kit.engine.coupled_lm import CoupledLM, Scores
 from infer_kit.engine.model_facts import forward_parameters
+from infer_kit.engine.requests import token_ids
 from infer_kit.errors import InferKitError, UnsupportedArgument, VocabularyMismatch
 from infer_kit.pool import product
 from infer_kit.reward.loss import IGNORED
-from infer_kit.reward.portable import PortableReward, check_strength, columns_of
+from infer_kit.reward.portable import PortableReward, check_strength, columns_of, dtype_name
 
 RECIPE = "composed.json"
 
@@ -290,7 +291,10 @@ class ComposedLM(nn.Module):
 
     @torch.no_grad()
     def sweep(
-        self, prompts: Sequence[Tensor], continuations: Sequence[Tensor], betas: Sequence[float]
+        self,
+        prompts: Sequence[Tensor | Sequence[int]],
+        continuations: Sequence[Tensor | Sequence[int]],
+        betas: Sequence[float],
     ) -> dict[float, float]:
         """Mean negative log-likelihood, nats a token, of continuations at each strength.
 
@@ -298,17 +302,20 @@ class ComposedLM(nn.Module):
         may want less.
 
         Args:
-            prompts: each `[S]` token ids. continuations: each `[n]`, ids, −100 where none counts.
+            prompts: each `[S]` token ids, tensors or lists. continuations: each `[n]`, ids, −100
+                where none counts.
             betas: strengths to try; the model's own is left as it is.
         """
         if len(prompts) != len(continuations) or not len(prompts):
             raise InferKitError(
                 f"Got {len(prompts)} prompts and {len(continuations)} continuations to sweep over."
             )
+        starts = [token_ids(prompt, n) for n, prompt in enumerate(prompts)]
+        texts = [token_ids(text, n) for n, text in enumerate(continuations)]
         strengths = [check_strength(beta, "beta") for beta in betas]
         sums, count = dict.fromkeys(strengths, 0.0), 0
         tables = {beta: torch.tensor([self._weights(beta)], device=self.device) for beta in sums}
-        for place, (prompt, text) in enumerate(zip(prompts, continuations, strict=True)):
+        for place, (prompt, text) in enumerate(zip(starts, texts, strict=True)):
             labels = text.to(self.device)
             counted = labels != IGNORED
             kept = labels[counted]
@@ -334,8 +341,11 @@ class ComposedLM(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write how the model is made: the paths of its parts, their weights and β.
 
+        What was changed in a part since it was loaded or saved is not written: save the part first.
+
         Raises:
-            InferKitError: a part was never saved or loaded, so that nothing says where it is.
+            InferKitError: a part was never saved or loaded, so that nothing says where it is; or
+                two different parts have one path.
         """
         seen: dict[tuple[str, bool], Part] = {}
         for part in self.parts:
@@ -364,6 +374,7 @@ class ComposedLM(nn.Module):
                     "weight": part.weight,
                     "scaled": part.scaled,
                     "is_reward": part.is_reward,
+                    "dtype": dtype_name(part.model),
                 }
                 for part in self.parts
             ],
@@ -375,7 +386,7 @@ class ComposedLM(nn.Module):
         """The model of a recipe; every part is loaded from its path.
 
         Args:
-            **kwargs: of the parts' `from_pretrained`, such as `dtype`.
+            **kwargs: of the parts' `from_pretrained`; `dtype` is by default what each part had.
 
         Raises:
             InferKitError: no recipe there, a part that is gone, or a reward for other tokens than
@@ -395,12 +406,14 @@ class ComposedLM(nn.Module):
             key = (part["path"], part["is_reward"])
             if key not in loaded:
                 loaded[key] = _loaded(part, labels, kwargs)
-            parts.append(Part(model=loaded[key], **part))
+            parts.append(Part(model=loaded[key], **{k: v for k, v in part.items() if k != "dtype"}))
         return cls(parts, recipe["beta"], recipe["vocab_size"], labels)
 
 
 def _loaded(part: dict[str, Any], labels: str, kwargs: dict[str, Any]) -> PreTrainedModel:
     path = part["path"]
+    if part.get("dtype"):
+        kwargs = {"dtype": getattr(torch, part["dtype"]), **kwargs}
     if Path(path).is_absolute() and not Path(path).is_dir():
         raise InferKitError(
             f"{part['name']} was at {path}, where nothing is now.",

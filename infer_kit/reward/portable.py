@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat
 
+import torch
+from torch import nn
+
 from infer_kit.errors import InferKitError, MissingExtra
 from infer_kit.reward.labels import Labels, check_same_labels, label_hash, labels_of
 
@@ -28,6 +31,7 @@ class RewardConfig:
         beta, alpha: β and α of the training.
         init: what the reward began as, e.g. "base" for a copy of the source base.
         base, base_revision: name or path of the source base, and its revision if known.
+        dtype: of the model when it was saved, which it is loaded in unless asked otherwise.
         source_gain: cross-entropy of the source base less that of base and reward together, in
             nats a label on held-out data; None where it was not measured.
         format_version: of these two files.
@@ -42,6 +46,7 @@ class RewardConfig:
     base: str = ""
     base_revision: str | None = None
     source_gain: float | None = None
+    dtype: str | None = None
     format_version: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -107,6 +112,7 @@ class PortableReward:
             base or _name(model),
             base_revision,
             source_gain,
+            dtype_name(model),
         )
         self.path: str | None = None
 
@@ -180,7 +186,8 @@ class PortableReward:
             base: of an adapter, the model that it was trained on, if it is loaded already; its
                 weights are shared, and it is not changed (merging the adapter would). Default:
                 loaded from its path.
-            **kwargs: of the model's `from_pretrained`, such as `dtype`.
+            **kwargs: of the model's `from_pretrained`; `dtype` is by default that of the model that
+                was saved.
 
         Raises:
             InferKitError: no reward there, one of a later format, or labels that are not those of
@@ -198,6 +205,8 @@ class PortableReward:
                 f"{folder / LABELS} does not have the labels whose hash {CONFIG} has: one of the "
                 "two files was changed."
             )
+        if config.dtype is not None:
+            kwargs.setdefault("dtype", getattr(torch, config.dtype))
         if (folder / "adapter_config.json").is_file():
             model = _with_adapter(folder, config.kind, base, model_class, kwargs)
         else:
@@ -231,6 +240,12 @@ def columns_of(model: Any) -> int | None:
 
 def _is_adapter(model: Any) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def dtype_name(model: Any) -> str | None:
+    """Such as "float32"; None for a model without floating-point parameters."""
+    found = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    return None if found is None else str(found).removeprefix("torch.")
 
 
 def _check_model(model: Any, labels: Labels) -> None:
@@ -317,5 +332,8 @@ def twin(model: Any) -> Any:
     The parameters and buffers are the same tensors, the modules are not. What changes the tensors
     themselves, such as merging an adapter or training them, changes both.
     """
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in model.buffers()}
+    for parameter in model.parameters():
+        # The same numbers; whether they have gradients is each model's own.
+        shared[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
+    return copy.deepcopy(model, shared)

@@ -234,6 +234,8 @@ def test_scores_and_sweeps(composed) -> None:
     total = sum(float(row.sum()) for row in scores.pooled)
     count = sum(map(len, texts))
     assert found[0.8] == pytest.approx(-total / count, abs=1e-5) and composed.beta == 0.8
+    listed = composed.sweep([p.tolist() for p in prompts], [t.tolist() for t in texts], betas)
+    assert listed == found
     masked = [text.clone() for text in texts]
     masked[0][0] = -100
     assert composed.sweep(prompts, masked, [0.8])[0.8] != found[0.8]

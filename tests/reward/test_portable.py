@@ -88,6 +88,7 @@ def test_a_reward_is_saved_and_loaded(tmp_path: Path) -> None:
         "base": "here",
         "base_revision": None,
         "source_gain": 0.5,
+        "dtype": "float32",
         "format_version": 1,
     }
     again = PortableReward.from_pretrained(tmp_path / "reward")
@@ -192,6 +193,7 @@ def test_an_adapter_shares_its_bases_weights(tmp_path: Path) -> None:
     assert mine.data_ptr() == base.get_input_embeddings().weight.data_ptr()
     for name, tensor in base.state_dict().items():
         assert torch.equal(tensor, before[name])
+    assert all(parameter.requires_grad for parameter in base.parameters())
     mixed = compose(base, again, tokenizer=TOKENIZER, beta=0.5)
     alone = PortableReward.from_pretrained(tmp_path / "reward")
     other = compose(base, alone, tokenizer=TOKENIZER, beta=0.5)

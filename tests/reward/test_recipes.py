@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from infer_kit.errors import InferKitError, VocabularyMismatch
 from infer_kit.reward.compose import compose
@@ -45,6 +46,15 @@ def test_a_model_that_was_changed_since_it_was_loaded_is_not_lost(tmp_path: Path
     mixed = compose(base, implicit=(tuned, base))
     with pytest.raises(InferKitError, match="base and tuned are two models with one path"):
         mixed.save_pretrained(tmp_path / "mixed")
+
+
+def test_parts_come_back_in_the_precision_that_they_had(tmp_path: Path) -> None:
+    saved(llama(0).half(), tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32).eval()
+    PortableReward(gpt2(1), TOKENIZER).save_pretrained(tmp_path / "reward")
+    mixed = compose(base, tmp_path / "reward")
+    mixed.save_pretrained(tmp_path / "mixed")
+    assert torch.equal(logits(ComposedLM.from_pretrained(tmp_path / "mixed")), logits(mixed))
 
 
 def test_a_recipe_is_checked_when_it_is_loaded(tmp_path: Path) -> None:

@@ -132,6 +132,18 @@ def test_labels_that_are_all_masked(trainer_of) -> None:
     with pytest.raises(InferKitError, match="None of the first 1000 examples of the training data"):
         trainer_of(train_dataset=Masked(1000, 1001))
     trainer_of(train_dataset=Masked(15, 16))
+    with pytest.raises(InferKitError, match="None of the first 8 examples of the evaluation data"):
+        trainer_of(eval_dataset=Masked(8, 8))
+
+
+def test_texts_are_no_rows(trainer_of) -> None:
+    with pytest.raises(InferKitError, match="Example 0 of the training data is a text"):
+        trainer_of(train_dataset=["the rain", "a stone"])
+
+
+def test_a_reward_without_gradients(trainer_of, base) -> None:
+    with pytest.raises(InferKitError, match="No parameter of the reward"):
+        trainer_of(model=copy.deepcopy(base).requires_grad_(False)).train()
 
 
 def test_a_step_without_labels_warns_and_changes_nothing(trainer_of) -> None:

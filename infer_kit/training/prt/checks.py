@@ -149,8 +149,20 @@ def check_apart(base: Any, reward: Any) -> None:
         )
 
 
-def check_labels(dataset: Any, size: int, shifted: bool) -> None:
+def check_trainable(reward: Any) -> None:
+    """Raise where a reward has nothing to train."""
+    if not any(parameter.requires_grad for parameter in reward.parameters()):
+        raise InferKitError(
+            f"No parameter of the reward ({type(reward).__name__}) has gradients.",
+            hint="Call model.requires_grad_(True), or give an adapter (peft_config=).",
+        )
+
+
+def check_labels(dataset: Any, size: int, shifted: bool, what: str = "training") -> None:
     """Looks at the first examples of a data set with labels.
+
+    Args:
+        what: the data are for.
 
     Raises:
         InferKitError: none of them has a label, or one has a label outside the vocabulary.
@@ -167,6 +179,11 @@ def check_labels(dataset: Any, size: int, shifted: bool) -> None:
         dataset = dataset.select_columns([name])
     for n in range(looked):
         example = dataset[n]
+        if isinstance(example, str | bytes):
+            raise InferKitError(
+                f"Example {n} of the {what} data is a text; expected token ids.",
+                hint='Give rows such as {"input_ids": ..., "labels": ...}: tokenizer(text).',
+            )
         if not isinstance(example, dict) or not {"labels", "label"} & set(example):
             return
         found = example.get("labels", example.get("label"))
@@ -175,7 +192,7 @@ def check_labels(dataset: Any, size: int, shifted: bool) -> None:
         wrong = next((y for y in labels if not 0 <= y < size), None)
         if wrong is not None:
             raise InferKitError(
-                f"Example {n} of the training data has the label {wrong}, outside the {size} ids "
+                f"Example {n} of the {what} data has the label {wrong}, outside the {size} ids "
                 "of the vocabulary.",
                 hint=f"Labels are ids below {size}, or {IGNORED} where there is none. Were they "
                 "made by another tokenizer?",
@@ -184,7 +201,7 @@ def check_labels(dataset: Any, size: int, shifted: bool) -> None:
             return
     if looked:
         raise InferKitError(
-            f"None of the first {looked} examples of the training data has a label: all are "
+            f"None of the first {looked} examples of the {what} data has a label: all are "
             f"{IGNORED}.",
             hint="Was the mask of prompt and completion made the wrong way round, or did "
             "truncation leave the prompts alone?",

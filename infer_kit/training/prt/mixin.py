@@ -96,7 +96,12 @@ class PRTMixin:
             self.model if base_model is None else base_model, self.model, self.vocab_size
         )
         checks.check_not_empty(self.train_dataset)
-        checks.check_labels(self.train_dataset, self.vocab_size, self.kind == "causal-lm")
+        shifted = self.kind == "causal-lm"
+        checks.check_labels(self.train_dataset, self.vocab_size, shifted)
+        evaluated = self.eval_dataset
+        for data in evaluated.values() if isinstance(evaluated, dict) else [evaluated]:
+            if data is not None:
+                checks.check_labels(data, self.vocab_size, shifted, "evaluation")
         checks.check_trainer(self)
         chunked = self.prt.chunk is not None
         apart = chunked or self.prt.base_cache == "hidden"
@@ -265,6 +270,7 @@ class PRTMixin:
 
     def train(self: Any, *args: Any, **options: Any) -> Any:
         """As the trainer's; then, with held-out data, reports the gain and warns if it is none."""
+        checks.check_trainable(self.model)
         self.build_base_cache()
         result = super().train(*args, **options)  # type: ignore[misc]
         if self.eval_dataset is not None:
