@@ -10,7 +10,13 @@ from infer_kit.errors import InferKitError
 from infer_kit.reward.classifiers import ComposedClassifier, Tilt
 from infer_kit.reward.composed_lm import ComposedLM, Part
 from infer_kit.reward.labels import Labels, check_same_labels, label_hash, labels_of
-from infer_kit.reward.portable import Kind, PortableReward, check_strength, columns_of
+from infer_kit.reward.portable import (
+    Kind,
+    PortableReward,
+    check_columns,
+    check_strength,
+    columns_of,
+)
 
 Reward = PortableReward | str | PathLike[str]
 Weighted = Mapping[str, tuple[Any, float]]
@@ -86,15 +92,10 @@ def compose(
         tuned, untuned = _pair(implicit)
         parts.append(_plain("tuned", tuned, 1.0, base, labels))
         parts.append(_plain("untuned", untuned, -1.0, base, labels))
-    for part in parts:
-        columns = columns_of(part.model)
-        if columns is not None and columns < len(labels):
-            raise InferKitError(
-                f"{part.name} ({type(part.model).__name__}) has {columns:,} columns, fewer than "
-                f"the base's {len(labels):,} {'tokens' if kind == _LM else 'classes'}."
-            )
     if kind == _LM:
         return ComposedLM(parts, beta, len(labels), label_hash(labels))
+    for part in parts:
+        check_columns(part.name, part.model, len(labels), "classes")
     tilts = [Tilt(part.model, part.weight) for part in parts[1:]]
     return ComposedClassifier(base, tilts, beta, len(labels))
 

@@ -20,7 +20,7 @@ from infer_kit.engine.requests import token_ids
 from infer_kit.errors import InferKitError, UnsupportedArgument, VocabularyMismatch
 from infer_kit.pool import product
 from infer_kit.reward.loss import IGNORED
-from infer_kit.reward.portable import PortableReward, check_strength, columns_of, dtype_name
+from infer_kit.reward.portable import PortableReward, check_columns, check_strength, dtype_name
 
 RECIPE = "composed.json"
 
@@ -68,12 +68,7 @@ class ComposedLM(nn.Module):
         """
         super().__init__()
         for part in parts:
-            columns = columns_of(part.model)
-            if columns is not None and columns < vocab_size:
-                raise InferKitError(
-                    f"{part.name} ({type(part.model).__name__}) has {columns:,} columns, fewer "
-                    f"than the base's {vocab_size:,} tokens."
-                )
+            check_columns(part.name, part.model, vocab_size, "tokens")
         self.labels_sha256 = labels_sha256
         self.parts = tuple(parts)
         self.vocab_size = vocab_size

@@ -242,6 +242,16 @@ def _is_adapter(model: Any) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
+def check_columns(name: str, model: Any, size: int, what: str) -> None:
+    """Raise unless a model of a composition scores all of the base's tokens or classes."""
+    columns = columns_of(model)
+    if columns is not None and columns < size:
+        raise InferKitError(
+            f"{name} ({type(model).__name__}) has {columns:,} columns, fewer than the base's "
+            f"{size:,} {what}."
+        )
+
+
 def dtype_name(model: Any) -> str | None:
     """Such as "float32"; None for a model without floating-point parameters."""
     found = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
