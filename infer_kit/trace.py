@@ -18,7 +18,7 @@ from infer_kit.errors import InferKitError, MissingExtra
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from infer_kit.engine.recording import TokenStatistics
+    from infer_kit.token_statistics import TokenStatistics
 
 _COLUMNS = 3
 _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GROUPS, MERGE = "engine/groups.py", "engine/cache_merge.py"
-CACHE, POOLING = "engine/stream_cache.py", "engine/pooling.py"
+CACHE, POOLING = "engine/stream_cache.py", "pooling.py"
 GRID = "tests/engine/test_coupled_lm.py"
 LAWS = "tests/engine/test_laws.py"
-POOL = "tests/engine/test_pooling.py"
+POOL = "tests/test_pooling.py"
 MODELS = "tests/engine/test_coupled_lm_models.py"
 IMAGES = "tests/engine/test_image_features.py"
 LVLM = "tests/engine/test_lvlm.py"
@@ -275,7 +275,7 @@ MUTANTS = (
     ),
     Mutant(
         "what one stream excludes stays excluded without it",
-        "engine/recording.py",
+        "token_statistics.py",
         "        experts = [e for e in pooling.experts if e != k]\n",
         "        experts = [e for e in pooling.experts if e != k]\n"
         "        rest = rest.masked_fill(pooled.isneginf(), -torch.inf)\n",

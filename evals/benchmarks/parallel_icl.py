@@ -45,8 +45,8 @@ from evals.benchmarks.measuring import (
     report,
 )
 from infer_kit.engine.cache_name import CACHE
-from infer_kit.engine.pooling import resolve_pooling
 from infer_kit.methods.parallel_icl import ParallelICL
+from infer_kit.pooling import resolve_pooling
 
 SHOTS = 32
 SIDE, PATCH = 128, 16

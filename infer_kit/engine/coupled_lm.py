@@ -35,13 +35,14 @@ from infer_kit.engine.call import (
 )
 from infer_kit.engine.context_prefix import prompt_ids
 from infer_kit.engine.image_features import ImageMemory
-from infer_kit.engine.pooling import Weights, as_table, resolve_pooling
-from infer_kit.engine.recording import Recorder, TokenStatistics, token_statistics
+from infer_kit.engine.recording import Recorder
 from infer_kit.engine.requests import Rows, entries_by_model, left_padded, token_ids
 from infer_kit.engine.stream_cache import StreamCache
 from infer_kit.engine.teacher_forcing import candidate_scores, teacher_forced
 from infer_kit.errors import InferKitError, UnsupportedArgument
 from infer_kit.pool import PoolFunction
+from infer_kit.pooling import Weights, as_table, resolve_pooling
+from infer_kit.token_statistics import TokenStatistics, token_statistics
 
 
 class CoupledConfig(PreTrainedConfig):

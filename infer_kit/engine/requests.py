@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from infer_kit.engine.context_prefix import PREFIX, whole_row
 from infer_kit.engine.image_features import ImageMemory
-from infer_kit.engine.pooling import Pooling
 from infer_kit.engine.prefill import Entry
 from infer_kit.errors import InferKitError
+from infer_kit.pooling import Pooling
 
 Rows = Sequence[Sequence[Mapping[str, Any] | None]]
 """`rows[b][k]`: what the processor returned for stream k of request b, or None."""

@@ -7,9 +7,9 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from infer_kit.engine.groups import StreamGroup, build_group
-from infer_kit.engine.pooling import Pooling
 from infer_kit.engine.prefill import Entry
 from infer_kit.engine.recording import Recorder
+from infer_kit.pooling import Pooling
 
 
 class StreamCache(Cache):

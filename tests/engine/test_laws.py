@@ -11,8 +11,8 @@ from torch import Tensor
 
 from infer_kit.engine import coupled_lm
 from infer_kit.engine.coupled_lm import CoupledLM
-from infer_kit.engine.pooling import Pooling
 from infer_kit.engine.stream_cache import StreamCache
+from infer_kit.pooling import Pooling
 from infer_kit.testing import (
     assert_batch_law,
     assert_chain_law,

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from infer_kit.engine.coupled_lm import CoupledLM
-from infer_kit.engine.recording import Recorder, TokenStatistics
+from infer_kit.engine.recording import Recorder
 from infer_kit.errors import InferKitError
 from infer_kit.pool import Step
+from infer_kit.token_statistics import TokenStatistics
 from tests.engine.cases import (
     BEAMS,
     GREEDY,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from infer_kit.engine.coupled_lm import CoupledLM
-from infer_kit.engine.pooling import resolve_pooling
 from infer_kit.errors import InferKitError
 from infer_kit.pool import Step
+from infer_kit.pooling import resolve_pooling
 from tests.engine.cases import (
     BEAMS,
     GREEDY,
