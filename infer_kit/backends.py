@@ -194,12 +194,14 @@ def backend_for(
     """The backend for a model.
 
     Args:
-        model: a transformers model. processor: its own.
+        model: a transformers model, or a `vllm.LLM` that was started for groups. processor: the
+            model's own.
         chat_template: a Jinja template, where the processor has none.
-        mode: "fused", "serial" or "auto", see `CoupledLM`.
+        mode: "fused", "serial" or "auto", see `CoupledLM`; of no meaning to vLLM.
 
     Raises:
-        InferKitError: the model is of a kind that no backend runs.
+        InferKitError: the model is of a kind that no backend runs, or an engine of vLLM without the
+            plug-ins of groups.
     """
     from transformers import PreTrainedModel
 
@@ -207,10 +209,17 @@ def backend_for(
         from infer_kit.engine.backend import TransformersBackend
 
         return TransformersBackend(model, processor, chat_template, mode)
+    if type(model).__module__.startswith("vllm.") or any(
+        base.__module__.startswith("vllm.") for base in type(model).__mro__
+    ):
+        from infer_kit.vllm.offline import backend_of
+
+        return backend_of(model, processor, chat_template)
     hint = None
     if hasattr(model, "get_base_model"):
         hint = "For a PEFT model pass model.get_base_model(): the adapters are inside it."
     raise InferKitError(
-        f"Expected a transformers model, got {type(model).__module__}.{type(model).__name__}.",
+        f"Expected a transformers model or a vllm.LLM, got {type(model).__module__}."
+        f"{type(model).__name__}.",
         hint=hint,
     )

@@ -6,7 +6,7 @@ Shape suffixes: R rows (one a sequence being written), K streams, n positions, V
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -154,27 +154,31 @@ def solve_kl_budget(
     return torch.where(reachable, weight, max_weight).float()
 
 
-def kl_budget_weights(
-    budget: float, base: Sequence[float], direction: Sequence[float]
-) -> WeightFunction:
+@dataclass(frozen=True)
+class KLBudgetWeights:
     r"""Weights $w = w_0 + s d$ with s solved at every position for a KL budget.
 
     $\mathrm{KL}(\pi_s \| \pi_0) = $ `budget` nats, where $\pi_s \propto \prod_k p_k^{w_k}$; see
-    `solve_kl_budget`.
+    `solve_kl_budget`. A `WeightFunction`.
 
-    Args:
+    Attributes:
         budget: nats a token, positive.
         base: $w_0$, one a stream. direction: d, one a stream.
     """
 
-    def weights(step: Step) -> Tensor:
-        rows = step.logprobs.shape[0]
-        start, d = (step.logprobs.new_tensor(v).expand(rows, -1) for v in (base, direction))
-        pi_0 = product(step.logprobs, start).log_softmax(-1)
-        solved = solve_kl_budget(pi_0, product(step.logprobs, d), budget)
-        return start[..., None] + solved[:, None] * d[..., None]
+    budget: float
+    base: tuple[float, ...]
+    direction: tuple[float, ...]
 
-    return weights
+    def __call__(self, step: Step) -> Tensor:
+        """`[R, K, n]` weights of a step."""
+        rows = step.logprobs.shape[0]
+        start, d = (
+            step.logprobs.new_tensor(v).expand(rows, -1) for v in (self.base, self.direction)
+        )
+        pi_0 = product(step.logprobs, start).log_softmax(-1)
+        solved = solve_kl_budget(pi_0, product(step.logprobs, d), self.budget)
+        return start[..., None] + solved[:, None] * d[..., None]
 
 
 def _by_position(weights: Tensor, scores: Tensor) -> Tensor:

@@ -62,6 +62,18 @@ class RowMaker:
             )
         )
 
+    def text(self, chat: Chat, request: int, answer: bool = True) -> tuple[str, bool]:
+        """The chat as the template writes it, and whether special tokens are added to that.
+
+        For processors other than transformers', which expand image placeholders themselves.
+
+        Args: as for `row`.
+        """
+        images = sum(part["type"] == "image" for turn in chat for part in turn["content"])
+        self._check_placeholders(chat, images, request)
+        text = self._rendered(chat, request, answer, tokenize=False)
+        return text, self._adds_special(text)
+
     def continuation(self, beginning: Chat, chat: Chat, request: int) -> str:
         """The text that follows `beginning` where `chat` comes after it, and the answer's start.
 

@@ -16,7 +16,7 @@ from infer_kit.backends import Answers, Backend
 from infer_kit.chats import Chat, as_chats, question_of
 from infer_kit.errors import InferKitError
 from infer_kit.methods.sweep import Sweep, candidate_lists, joined_scores, same_text
-from infer_kit.pool import kl_budget_weights
+from infer_kit.pool import KLBudgetWeights
 from infer_kit.streams import Group
 
 
@@ -256,7 +256,7 @@ class WeightedRecipe(Recipe):
         base = self.stream_weights(self.neutral)
         further = self.stream_weights(self.neutral + 1)
         direction = [b - a for a, b in zip(base, further, strict=True)]
-        return kl_budget_weights(setting.nats, base, direction)
+        return KLBudgetWeights(setting.nats, tuple(base), tuple(direction))
 
     def sweep(
         self,

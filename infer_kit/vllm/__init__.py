@@ -1,0 +1,25 @@
+"""Groups of streams inside vLLM: `CoupledLLM`, and what an engine is started with for groups."""
+
+from typing import TYPE_CHECKING, Any
+
+from infer_kit.streams import Group, Stream
+
+if TYPE_CHECKING:
+    from infer_kit.vllm.offline import CoupledLLM
+    from infer_kit.vllm.settings import engine_arguments
+
+__all__ = ["CoupledLLM", "Group", "Stream", "engine_arguments"]
+
+_HOMES = {"CoupledLLM": "offline", "engine_arguments": "settings"}
+
+
+def __getattr__(name: str) -> Any:
+    """vLLM's parts when they are asked for: workers import this package for others."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    from infer_kit.vllm.names import check_version
+
+    check_version()
+    return getattr(importlib.import_module(f"infer_kit.vllm.{_HOMES[name]}"), name)

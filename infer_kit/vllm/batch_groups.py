@@ -5,12 +5,13 @@ Shape letters: N rows of the batch, R groups, K streams of each, V tokens.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from infer_kit.pool import kl_budget_weights
+from infer_kit.pool import KLBudgetWeights
 from infer_kit.pooling import Pooling
 from infer_kit.token_statistics import TokenStatistics, token_statistics
 from infer_kit.vllm.description import Member, PoolRule
@@ -23,43 +24,64 @@ class Alike:
     Attributes:
         pooling: the pool, with the weights of each group.
         rows: `[R, K]` rows of the streams that have a say. leaders: `[R]` rows of the leaders.
-        ids: of the groups.
-        traced: places of the groups whose figures are kept.
+        names: of the R groups. rules: theirs.
+        kept: places of the groups whose figures are kept.
     """
 
     pooling: Pooling
     rows: Tensor
     leaders: Tensor
-    ids: tuple[str, ...]
-    traced: tuple[int, ...]
+    names: tuple[str, ...]
+    rules: tuple[PoolRule, ...]
+    kept: tuple[int, ...]
 
 
 @dataclass
 class Pooled:
-    """What `BatchGroups.pool` read of groups whose figures are kept, until the token is known."""
+    """What `BatchGroups.pool` read, until the tokens are known."""
 
     alike: Alike
     logits: Tensor
     weights: Tensor
     pooled: Tensor
 
-    def statistics(self, sampled: Tensor) -> dict[str, TokenStatistics]:
-        """Figures of the token that each traced group has drawn; `sampled` `[N]`."""
-        if not self.alike.traced:
-            return {}
-        kept = list(self.alike.traced)
-        chosen = sampled[self.alike.leaders[kept]].long()[:, None]
-        figures = token_statistics(
-            self.alike.pooling,
-            self.logits[kept],
-            self.weights[kept],
-            self.pooled[kept],
-            chosen,
+    def figures(self, sampled: Tensor) -> dict[str, TokenStatistics | Tensor]:
+        """By group, the figures of the token that it has drawn.
+
+        Args:
+            sampled: `[N]` tokens of the batch.
+
+        Returns:
+            `TokenStatistics` of one token, or for a group whose tokens are forced its log π under
+            each set of weights, `[W]`.
+        """
+        out: dict[str, TokenStatistics | Tensor] = {}
+        traced = [k for k in self.alike.kept if not self.alike.rules[k].forced]
+        if traced:
+            chosen = sampled[self.alike.leaders[traced]].long()[:, None]
+            every = token_statistics(
+                replace(self.alike.pooling, present=self.alike.pooling.present[traced]),
+                self.logits[traced],
+                self.weights[traced],
+                self.pooled[traced],
+                chosen,
+            )
+            for place, k in enumerate(traced):
+                out[self.alike.names[k]] = every.map(partial(_row, place))
+        for k in set(self.alike.kept) - set(traced):
+            token = sampled[self.alike.leaders[k]].long()
+            out[self.alike.names[k]] = self._scores(k, token)
+        return out
+
+    def _scores(self, group: int, token: Tensor) -> Tensor:
+        """`[W]` log π of a token under each set of weights, without a cut-off."""
+        tables = torch.tensor(self.alike.rules[group].tables, device=self.logits.device)
+        streams = self.logits[group].expand(len(tables), -1, -1, -1)
+        plain = replace(
+            self.alike.pooling, weights=tables, weight_function=None, plausibility=0.0, experts=()
         )
-        return {
-            self.alike.ids[place]: figures.map(lambda t, k=k: t[k : k + 1])  # type: ignore[misc]
-            for k, place in enumerate(kept)
-        }
+        request = torch.arange(len(tables), device=self.logits.device)
+        return plain(streams, tables, request)[:, 0].log_softmax(-1)[:, token]
 
 
 class BatchGroups:
@@ -78,12 +100,10 @@ class BatchGroups:
             for name, parts in groups.items()
             if 0 in parts and len(parts) == parts[0][1].size
         }
-        self.leader_rows = {name: parts[0][0] for name, parts in whole.items()}
-        self.seeds = {
-            parts[0][0]: parts[0][1].seed
-            for parts in whole.values()
-            if parts[0][1].seed is not None
-        }
+        leaders = {name: parts[0] for name, parts in whole.items()}
+        self.leader_rows = {name: row for name, (row, _) in leaders.items()}
+        self.rules = {name: _rule(member) for name, (_, member) in leaders.items()}
+        self.seeds = {row: m.seed for row, m in leaders.values() if m.seed is not None}
         pairs = [(row, parts[0][0]) for parts in whole.values() for row, _ in parts[1:]]
         self._followers = torch.tensor([row for row, _ in pairs], dtype=torch.long, device=device)
         self._led_by = torch.tensor([lead for _, lead in pairs], dtype=torch.long, device=device)
@@ -101,7 +121,7 @@ class BatchGroups:
         out = []
         for alike in self._alike:
             streams = logits[alike.rows][:, :, None]  # [R, K, 1, V]
-            request = torch.arange(len(alike.ids), device=logits.device)
+            request = torch.arange(len(alike.names), device=logits.device)
             weights = alike.pooling.weights_at(streams, request, 0)
             pooled = alike.pooling(streams, weights, request)
             out.append(Pooled(alike, streams, weights, pooled))
@@ -109,8 +129,16 @@ class BatchGroups:
             logits[part.alike.leaders] = part.pooled[:, 0]
         return out
 
-    def share(self, sampled: Tensor) -> None:
-        """Give every member its leader's token; `sampled` `[N, 1]`, changed in place."""
+    def share(self, sampled: Tensor, steps: Mapping[str, int]) -> None:
+        """Give every member its leader's token; `sampled` `[N, 1]`, changed in place.
+
+        Args:
+            steps: by group, how many tokens it has drawn: says which of its forced ones is next.
+        """
+        for name, rule in self.rules.items():
+            if rule.forced and name in steps:
+                place = min(max(steps[name], 0), len(rule.forced) - 1)
+                sampled[self.leader_rows[name]] = rule.forced[place]
         sampled[self._followers] = sampled[self._led_by]
 
 
@@ -118,49 +146,53 @@ def _alike(
     whole: Mapping[str, Sequence[tuple[int, Member]]], device: torch.device
 ) -> tuple[Alike, ...]:
     """Groups by pool and number of streams."""
-    sorted_by: dict[tuple[PoolRule, tuple[int, ...], int], list[str]] = defaultdict(list)
     chosen: dict[str, list[tuple[int, Member]]] = {}
+    sorted_by: dict[tuple[PoolRule, tuple[float, ...], int], list[str]] = defaultdict(list)
     for name, parts in whole.items():
-        rule = parts[0][1].rule
-        assert rule is not None
-        every = rule.kl_budget is not None
+        rule = _rule(parts[0][1])
         # a stream of weight 0 has no say, and 0 · −inf is never formed
-        speaking = [k for k, (_, member) in enumerate(parts) if every or member.weight != 0]
+        speaking = [k for k, (_, m) in enumerate(parts) if rule.needs_all or m.weight != 0]
         chosen[name] = [parts[k] for k in speaking]
         experts = tuple(speaking.index(k) for k in rule.experts if k in speaking)
-        fixed = PoolRule(rule.mode, rule.plausibility, (), rule.kl_budget, rule.direction)
-        if every:
-            # base weights of a budget are one set for all of its groups
-            base = tuple(member.weight for _, member in parts)
-            fixed = PoolRule(*_fields(fixed)[:4], direction=(*base, *rule.direction))
-        sorted_by[fixed, experts, len(speaking)].append(name)
-    out = []
-    for (rule, experts, size), names in sorted_by.items():
-        table = torch.tensor([[m.weight for _, m in chosen[n]] for n in names], device=device)
-        rows = torch.tensor([[row for row, _ in chosen[n]] for n in names], device=device)
-        budget = None
+        base: tuple[float, ...] = ()
         if rule.kl_budget is not None:
-            base, direction = rule.direction[:size], rule.direction[size:]
-            budget = kl_budget_weights(rule.kl_budget, base, direction)
+            base = tuple(member.weight for _, member in parts)  # one set for groups of one budget
+        pool = replace(rule, experts=experts, trace="", forced=(), tables=())
+        sorted_by[pool, base, len(speaking)].append(name)
+    out = []
+    for (pool, base, size), names in sorted_by.items():
+        rows = torch.tensor([[row for row, _ in chosen[n]] for n in names], device=device)
+        table = torch.tensor([[m.weight for _, m in chosen[n]] for n in names], device=device)
+        budget = None
+        if pool.kl_budget is not None:
+            budget = KLBudgetWeights(pool.kl_budget, base, pool.direction)
         pooling = Pooling(
-            rule.mode,
+            pool.mode,
             None if budget else table,
             budget,
             torch.ones_like(table, dtype=torch.bool),
             tuple(range(size)),
-            plausibility=rule.plausibility,
-            experts=experts,
+            plausibility=pool.plausibility,
+            experts=pool.experts if pool.plausibility else (),
         )
-        leaders = torch.tensor([whole[n][0][0] for n in names], device=device)
-        traced = tuple(k for k, n in enumerate(names) if _is_traced(whole[n]))
-        out.append(Alike(pooling, rows, leaders, tuple(names), traced))
+        rules = tuple(_rule(whole[n][0][1]) for n in names)
+        out.append(
+            Alike(
+                pooling,
+                rows,
+                torch.tensor([whole[n][0][0] for n in names], device=device),
+                tuple(names),
+                rules,
+                tuple(k for k, rule in enumerate(rules) if rule.trace),
+            )
+        )
     return tuple(out)
 
 
-def _fields(rule: PoolRule) -> tuple[str, float, tuple[int, ...], float | None]:
-    return rule.mode, rule.plausibility, rule.experts, rule.kl_budget
+def _rule(leader: Member) -> PoolRule:
+    assert leader.rule is not None
+    return leader.rule
 
 
-def _is_traced(parts: Sequence[tuple[int, Member]]) -> bool:
-    rule = parts[0][1].rule
-    return rule is not None and rule.trace
+def _row(place: int, values: Tensor) -> Tensor:
+    return values[place : place + 1]

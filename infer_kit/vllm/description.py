@@ -11,8 +11,9 @@ Two forms. *Embedded*: one request brings the other members as token ids, one an
 
 The leader (index 0; in the embedded form the request itself) also carries the pool: `mode`
 ("product" or "mixture"), `plausibility` and `experts` (the cut-off of `infer_kit.pool.plausible`),
-`kl_budget` and `direction` (`infer_kit.pool.kl_budget_weights`), and `trace`. This module imports
-neither vllm nor torch.
+`kl_budget` and `direction` (`infer_kit.pool.KLBudgetWeights`), `trace` (a key under which each
+stream's part in each token is kept), and `forced` with `tables` (tokens to be scored under several
+sets of weights, in place of drawn ones). This module imports neither vllm nor torch.
 """
 
 import json
@@ -28,7 +29,9 @@ KEY = "coupled"
 MODES = ("product", "mixture")
 MOST_STREAMS = 256
 
-_POOL_KEYS = ("mode", "plausibility", "experts", "kl_budget", "direction", "trace")
+_POOL_KEYS = (
+    "mode", "plausibility", "experts", "kl_budget", "direction", "trace", "forced", "tables"
+)  # fmt: skip
 _EMBEDDED_KEYS = ("weight", "members", *_POOL_KEYS)
 _EXTERNAL_KEYS = ("id", "size", "index", "weight", "seed", *_POOL_KEYS)
 _MEMBER_KEYS = ("prompt_token_ids", "weight")
@@ -48,7 +51,10 @@ class PoolRule:
         experts: streams that say what is plausible.
         kl_budget: nats a token, or None for weights that are numbers.
         direction: of the weights, $w = w_0 + s d$, one a stream; empty without a budget.
-        trace: whether each stream's part in each token is kept for `take_traces`.
+        trace: under which name each stream's part in each token is kept for
+            `CoupledWorker.infer_kit_take_traces`; empty for none.
+        forced: tokens to be scored; the group ends with the last of them.
+        tables: sets of weights to score them under, each with one a stream.
     """
 
     mode: str = "product"
@@ -56,7 +62,14 @@ class PoolRule:
     experts: tuple[int, ...] = (0,)
     kl_budget: float | None = None
     direction: tuple[float, ...] = ()
-    trace: bool = False
+    trace: str = ""
+    forced: tuple[int, ...] = ()
+    tables: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether streams of weight 0 run too: they may get a weight at a step, or in a table."""
+        return self.kl_budget is not None or bool(self.forced)
 
     def to_dict(self) -> dict[str, Any]:
         """What `parse` reads, less what is the default."""
@@ -115,9 +128,9 @@ class Embedded:
     def without_idle(self) -> "Embedded":
         """The same without the other streams of weight 0, which have no say.
 
-        With a KL budget every stream may get a weight, so all stay.
+        Where every stream may get a weight (`PoolRule.needs_all`) all stay.
         """
-        if self.rule.kl_budget is not None:
+        if self.rule.needs_all:
             return self
         kept = [0, *(k for k, w in enumerate(self.weights) if k and w != 0)]
         return Embedded(
@@ -131,7 +144,7 @@ class Embedded:
     @property
     def is_plain(self) -> bool:
         """One stream of weight 1: the request is what it would be without a group."""
-        return self.weights == (1.0,) and not self.rule.plausibility and not self.rule.trace
+        return self.weights == (1.0,) and self.rule == PoolRule(self.rule.mode)
 
 
 def parse(value: Any) -> Member | Embedded:
@@ -166,6 +179,10 @@ def check_weights(weights: Sequence[float], rule: PoolRule) -> None:
                 f"'direction' has {len(rule.direction)} numbers for {len(weights)} streams."
             )
         return
+    if rule.forced:
+        if any(len(table) != len(weights) for table in rule.tables):
+            raise InvalidGroup(f"'tables' needs {len(weights)} weights in each set, one a stream.")
+        return
     if all(w == 0 for w in weights):
         raise InvalidGroup(f"All weights of the group are 0: {list(weights)}.")
     if rule.mode == "mixture" and any(w < 0 for w in weights):
@@ -191,7 +208,7 @@ def _embedded(value: Mapping[str, Any]) -> Embedded:
         if not isinstance(member, Mapping):
             raise InvalidGroup(f"{name} is an object, got {_shown(member)}.")
         _check_keys(member, _MEMBER_KEYS, name)
-        prompts.append(_prompt(member.get("prompt_token_ids"), name))
+        prompts.append(_tokens(member.get("prompt_token_ids"), f"'prompt_token_ids' of {name}"))
         weights.append(_number(member.get("weight", 1.0), f"'weight' of {name}"))
     rule = _rule(value)
     check_weights(weights, rule)
@@ -237,11 +254,33 @@ def _rule(value: Mapping[str, Any]) -> PoolRule:
         raise InvalidGroup(f"'experts' is a list of streams, got {_shown(experts)}.")
     if not all(_is_whole(e) and e >= 0 for e in experts):
         raise InvalidGroup(f"'experts' is a list of streams, got {_shown(experts)}.")
-    trace = value.get("trace", False)
-    if not isinstance(trace, bool):
-        raise InvalidGroup(f"'trace' is true or false, got {_shown(trace)}.")
+    trace = value.get("trace", "")
+    if not isinstance(trace, str):
+        raise InvalidGroup(
+            f"'trace' is a text, the name to keep figures under; got {_shown(trace)}."
+        )
     budget, direction = _budget(value, mode)
-    return PoolRule(mode, cutoff, tuple(experts), budget, direction, trace)
+    forced, tables = _forced(value, trace)
+    return PoolRule(mode, cutoff, tuple(experts), budget, direction, trace, forced, tables)
+
+
+def _forced(
+    value: Mapping[str, Any], trace: str
+) -> tuple[tuple[int, ...], tuple[tuple[float, ...], ...]]:
+    """Tokens to be scored and the weights to score them under; both or neither."""
+    if "forced" not in value and "tables" not in value:
+        return (), ()
+    if "forced" not in value or "tables" not in value or not trace:
+        raise InvalidGroup("'forced', 'tables' and 'trace' come together.")
+    tables = value["tables"]
+    if not isinstance(tables, Sequence) or isinstance(tables, str) or not tables:
+        raise InvalidGroup(f"'tables' is a list of sets of weights, got {_shown(tables)}.")
+    rows = []
+    for table in tables:
+        if not isinstance(table, Sequence) or isinstance(table, str):
+            raise InvalidGroup(f"'tables' is a list of sets of weights, got {_shown(tables)}.")
+        rows.append(tuple(_number(w, "a weight of 'tables'") for w in table))
+    return _tokens(value["forced"], "'forced'"), tuple(rows)
 
 
 def _budget(value: Mapping[str, Any], mode: str) -> tuple[float | None, tuple[float, ...]]:
@@ -261,13 +300,11 @@ def _budget(value: Mapping[str, Any], mode: str) -> tuple[float | None, tuple[fl
     return nats, tuple(_number(d, "'direction'") for d in direction)
 
 
-def _prompt(value: Any, name: str) -> tuple[int, ...]:
+def _tokens(value: Any, name: str) -> tuple[int, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise InvalidGroup(
-            f"'prompt_token_ids' of {name} is a list of token ids, not empty; got {_shown(value)}."
-        )
+        raise InvalidGroup(f"{name} is a list of token ids, not empty; got {_shown(value)}.")
     if not all(_is_whole(token) and token >= 0 for token in value):
-        raise InvalidGroup(f"'prompt_token_ids' of {name} has an entry that is no token id.")
+        raise InvalidGroup(f"{name} has an entry that is no token id.")
     return tuple(value)
 
 

@@ -58,7 +58,7 @@ class CoupledLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ignor
         self._slots: dict[int, Member] = {}  # runner V2: by slot of the request
         self._groups: BatchGroups | None = None
         self._layout: bytes = b""
-        self.traces: dict[str, dict[int, TokenStatistics]] = {}
+        self.traces: dict[str, dict[int, TokenStatistics | Tensor]] = {}
         if third is None:
             self._states = second
             device = second.device
@@ -120,18 +120,31 @@ class CoupledLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ignor
 
     # -- traces -----------------------------------------------------------------------------
 
-    def record(self, pooled: list[Pooled], sampled: Tensor, steps: Mapping[str, int]) -> None:
-        """Keep the figures of the tokens that traced groups have drawn.
+    def record(
+        self,
+        groups: BatchGroups,
+        pooled: list[Pooled],
+        sampled: Tensor,
+        steps: Mapping[str, int],
+    ) -> None:
+        """Keep the figures of the tokens that groups have drawn, for those that ask.
 
         A step whose draw vLLM discards is overwritten by the one that counts: both have the same
         number.
+
+        Args:
+            sampled: `[N]` tokens of the batch. steps: by group, how many it had drawn before.
         """
         for part in pooled:
-            for name, figures in part.statistics(sampled).items():
-                if name in steps:
-                    if name not in self.traces and len(self.traces) >= _MOST_TRACES:
-                        del self.traces[next(iter(self.traces))]  # nobody came for it
-                    self.traces.setdefault(name, {})[steps[name]] = figures
+            if not part.alike.kept:
+                continue
+            for name, figures in part.figures(sampled).items():
+                if name not in steps:
+                    continue
+                key = groups.rules[name].trace
+                if key not in self.traces and len(self.traces) >= _MOST_TRACES:
+                    del self.traces[next(iter(self.traces))]  # nobody came for it
+                self.traces.setdefault(key, {})[steps[name]] = figures
 
 
 def check_sampling(group: Member | Embedded, params: SamplingParams) -> None:
@@ -196,9 +209,9 @@ def _wrap_sampler_v1() -> None:
                 sampling_metadata, generators={**sampling_metadata.generators, **generators}
             )
         output = original(self, logits, sampling_metadata, *args, **kw)
-        groups.share(output.sampled_token_ids)
         steps = {name: ours.step(row) for name, row in groups.leader_rows.items()}
-        ours.record(pooled, output.sampled_token_ids[:, 0], steps)
+        groups.share(output.sampled_token_ids, steps)
+        ours.record(groups, pooled, output.sampled_token_ids[:, 0], steps)
         return output
 
     forward.pools_groups = True  # type: ignore[attr-defined]
@@ -221,8 +234,9 @@ def _wrap_sampler_v2() -> None:
         logits = logits.float()
         pooled = groups.pool(logits)
         output = original(self, logits, input_batch, *args, **kw)
-        groups.share(output.sampled_token_ids)
-        ours.record(pooled, output.sampled_token_ids[:, 0], _steps_v2(ours, groups, input_batch))
+        steps = _steps_v2(ours, groups, input_batch)
+        groups.share(output.sampled_token_ids, steps)
+        ours.record(groups, pooled, output.sampled_token_ids[:, 0], steps)
         return output
 
     call.pools_groups = True  # type: ignore[attr-defined]

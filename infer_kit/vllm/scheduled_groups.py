@@ -226,7 +226,7 @@ class GroupBook:
 
     def _too_long(self, name: str, tokens: int) -> InvalidGroup:
         return InvalidGroup(
-            f"{name} has {tokens} tokens; the model takes {self.max_model_len}, the answer included."
+            f"{name} has {tokens} tokens; the model takes {self.max_model_len} with the answer."
         )
 
 

@@ -1,4 +1,4 @@
-"""What an engine must be started with so that it runs groups, and what it cannot be started with."""
+"""What an engine has to be started with so that it runs groups, and what it cannot have."""
 
 from typing import TYPE_CHECKING, Any
 
