@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -201,9 +201,7 @@ class VllmBackend:
                 rule = PoolRule(pool, plausibility, experts if plausibility else (0,), trace=name)
                 if isinstance(weights, KLBudgetWeights):
                     direction = tuple(weights.direction[k] for k in order)
-                    rule = PoolRule(
-                        pool, plausibility, rule.experts, weights.budget, direction, name
-                    )
+                    rule = replace(rule, kl_budget=weights.budget, direction=direction)
                 job = job_of(inputs, each, rule, self.engine.config, f"Request {b}")
                 idle = [k for k in order if table[b][k] == 0 and not rule.needs_all]
                 planned.append(Plan(job, b, [k for k in order if k not in idle], idle, name))

@@ -1,5 +1,7 @@
 """Chats as inputs of vLLM's engine, by the model's own processor and chat template."""
 
+import contextlib
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -68,12 +70,10 @@ def hollow_model(config: "ModelConfig") -> PreTrainedModel:
             f"Methods need the transformers model of {config.model!r}, and there is none: {error}",
             hint="CoupledLLM.generate_groups takes any model that vLLM has.",
         ) from error
-    try:
+    with contextlib.suppress(OSError):  # it may have none
         model.generation_config = GenerationConfig.from_pretrained(
             config.model, revision=config.revision
         )
-    except OSError:  # it has none
-        pass
     return model
 
 
@@ -134,11 +134,10 @@ class PromptMaker:
 
     def noised(self, prompt: Prompt, step: int, seed: int) -> Prompt:
         """The prompt with noise on its processed images, as the transformers backend adds it."""
-        names = [
-            f"noise-{step}-{seed}-{n}-of-{len(prompt.images)}" for n in range(len(prompt.images))
-        ]
-        plain = prompt.input["mm_hashes"]["image"]  # type: ignore[typeddict-item]
-        uuids = [f"{hash_}-{name}" for hash_, name in zip(plain, names, strict=True)]
+        # the noise is of all images together, so their names are
+        every = "-".join(prompt.input["mm_hashes"]["image"])  # type: ignore[typeddict-item]
+        name = hashlib.sha256(f"{every} {step} {seed}".encode()).hexdigest()
+        uuids = [f"noised-{name}-{n}" for n in range(len(prompt.images))]
         made = self._processed(prompt.text, prompt.special, prompt.images, 0, uuids)
         items = made["mm_kwargs"]["image"]  # type: ignore[typeddict-item]
         if all(item is not None for item in items):  # else the engine has the noised ones
