@@ -234,9 +234,11 @@ def _check_objects(kwargs: Mapping[str, Any]) -> None:
 def _check_processors(lm: PreTrainedModel, config: GenerationConfig) -> None:
     """Build once, and drop, the processors that `generate` will build after the prompts."""
     tried = copy.deepcopy(config)
+    # a model without weights stands for one that another engine serves
+    device = torch.device("cpu") if lm.device.type == "meta" else lm.device
     try:
-        lm._prepare_special_tokens(tried, True, device=lm.device)
-        lm._get_logits_processor(tried, input_ids_seq_length=1, device=lm.device)
+        lm._prepare_special_tokens(tried, True, device=device)
+        lm._get_logits_processor(tried, input_ids_seq_length=1, device=device)
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise UnsupportedArgument(str(error)) from error
 

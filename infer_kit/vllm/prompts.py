@@ -1,6 +1,7 @@
 """Chats as inputs of vLLM's engine, by the model's own processor and chat template."""
 
 import contextlib
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -139,12 +140,11 @@ class PromptMaker:
         name = hashlib.sha256(f"{every} {step} {seed}".encode()).hexdigest()
         uuids = [f"noised-{name}-{n}" for n in range(len(prompt.images))]
         made = self._processed(prompt.text, prompt.special, prompt.images, 0, uuids)
-        items = made["mm_kwargs"]["image"]  # type: ignore[typeddict-item]
-        if all(item is not None for item in items):  # else the engine has the noised ones
-            pixels = [item["pixel_values"].data for item in items]
-            flat = torch.cat([p.reshape(-1) for p in pixels])
-            for item, part in zip(items, _noised(pixels, flat, step, seed), strict=True):
-                item["pixel_values"].data = part
+        items = copy.deepcopy(made["mm_kwargs"]["image"])  # type: ignore[typeddict-item]
+        made["mm_kwargs"]["image"] = items  # type: ignore[typeddict-item]
+        pixels = [item["pixel_values"].data for item in items]
+        for item, part in zip(items, _noised(pixels, step, seed), strict=True):
+            item["pixel_values"].data = part
         return Prompt(made, prompt.text, prompt.special, prompt.images, prompt.begun)
 
     def _processed(
@@ -161,19 +161,18 @@ class PromptMaker:
             given["multi_modal_uuids"] = {"image": list(uuids)}
         tokens = self._renderer.default_cmpl_tok_params.with_kwargs(add_special_tokens=special)
         try:
-            (made,) = self._renderer.render_cmpl([given], tokens)
+            # apart from the cache that takes what is rendered as sent: not all of it is
+            (made,) = self._renderer.render_cmpl([given], tokens, skip_mm_cache=True)
         except (ValueError, RuntimeError) as error:
             raise InferKitError(f"Prompt {request}: vLLM cannot process it: {error}") from error
         return made
 
 
-def _noised(
-    pixels: Sequence[torch.Tensor], flat: torch.Tensor, step: int, seed: int
-) -> list[torch.Tensor]:
-    """Each picture's part of the noise that all of them together get."""
-    noised = add_noise(flat, step, seed)
-    sizes = [p.numel() for p in pixels]
-    return [part.reshape(p.shape) for part, p in zip(noised.split(sizes), pixels, strict=True)]
+def _noised(pixels: Sequence[torch.Tensor], step: int, seed: int) -> list[torch.Tensor]:
+    """Each picture with its part of the noise that all of them together get."""
+    noised = add_noise(torch.cat([p.reshape(-1) for p in pixels]), step, seed)
+    parts = noised.split([p.numel() for p in pixels])
+    return [part.reshape(p.shape) for part, p in zip(parts, pixels, strict=True)]
 
 
 def _tokens(ids: list[int]) -> "EngineInput":
