@@ -32,6 +32,10 @@ class Answers:
     output: Any
 
 
+class MadeBackend:
+    """Base of backends that stand where a model is expected: a server makes one for all methods."""
+
+
 class Backend(Protocol):
     """Runs groups of streams. One a model and processor.
 
@@ -205,6 +209,8 @@ def backend_for(
     """
     from transformers import PreTrainedModel
 
+    if isinstance(model, MadeBackend):
+        return model  # type: ignore[return-value]
     if isinstance(model, PreTrainedModel):
         from infer_kit.engine.backend import TransformersBackend
 

@@ -13,6 +13,7 @@ from infer_kit.cli.env import env
 from infer_kit.cli.generate import generate
 from infer_kit.cli.inspect import inspect
 from infer_kit.cli.ls import ls
+from infer_kit.cli.serve import serve
 from infer_kit.errors import InferKitError
 
 app = typer.Typer(
@@ -49,6 +50,10 @@ app.add_typer(demos, name="demo")
 app.command(epilog='Example: infer-kit generate demo "what color is the background ?"')(generate)
 app.command(epilog="Example: infer-kit inspect demo-text-a demo-text-b")(inspect)
 app.command(epilog="Example: infer-kit ls")(ls)
+app.command(
+    epilog="Example: infer-kit serve Qwen/Qwen2.5-VL-3B-Instruct --max-model-len 8192",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(serve)
 app.command(epilog="Example: infer-kit env")(env)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 
-from infer_kit.backends import Answers
+from infer_kit.backends import Answers, MadeBackend
 from infer_kit.chats import Chat
 from infer_kit.engine.call import end_tokens, pad_token
 from infer_kit.errors import InferKitError
@@ -43,7 +43,7 @@ class VllmOutput:
     requests: list[RequestOutput]
 
 
-class VllmBackend:
+class VllmBackend(MadeBackend):
     """Runs groups on vLLM. See `infer_kit.backends.Backend`; memories are vLLM's own caches."""
 
     def __init__(

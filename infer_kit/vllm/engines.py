@@ -103,13 +103,15 @@ class OfflineEngine:
 
 
 class ThreadedEngine:
-    """`AsyncLLM`, from a thread other than its event loop's."""
+    """`AsyncLLM`, from a thread other than its event loop's; one a request."""
 
     def __init__(self, engine: "AsyncLLM", loop: asyncio.AbstractEventLoop) -> None:
         self.engine = engine
         self.loop = loop
         self.config = engine.vllm_config
         self.renderer = engine.renderer
+        self._calls: list[Any] = []
+        self._cancelled = False
 
     def run(
         self, jobs: Sequence[Job], heard: Callable[[Sequence[int]], None] | None = None
@@ -117,11 +119,26 @@ class ThreadedEngine:
         async def every() -> list[RequestOutput]:
             return await asyncio.gather(*(_last(self.engine, job, heard) for job in jobs))
 
-        return asyncio.run_coroutine_threadsafe(every(), self.loop).result()
+        return self._result(every())
 
     def rpc(self, method: str, *args: Any) -> Any:
-        call = self.engine.collective_rpc(method, args=args)
-        return asyncio.run_coroutine_threadsafe(call, self.loop).result()[0]
+        return self._result(self.engine.collective_rpc(method, args=args))[0]
+
+    def cancel(self) -> None:
+        """End what runs, and let nothing more begin: the client has left."""
+        self._cancelled = True
+        for call in self._calls:
+            call.cancel()
+
+    def _result(self, work: Any) -> Any:
+        call = asyncio.run_coroutine_threadsafe(work, self.loop)
+        self._calls.append(call)
+        if self._cancelled:
+            call.cancel()
+        try:
+            return call.result()
+        finally:
+            self._calls.remove(call)
 
 
 async def stream(
@@ -140,23 +157,29 @@ async def stream(
         name = f"{request_id}-stream-{k}-{uuid4().hex}"
         tasks.append(asyncio.ensure_future(_drain(engine, prompt, params, name, options)))
     answers = engine.generate(leader[0], leader[1], request_id, **options)
+    waiting: asyncio.Future[Any] | None = None
     try:
-        waiting: asyncio.Future[Any] | None = None
         while True:
-            waiting = asyncio.ensure_future(anext(answers, None))
+            waiting = asyncio.ensure_future(_next(answers))
             failed = await _first(waiting, tasks)
             if failed is not None:
-                waiting.cancel()
                 raise failed
             output = waiting.result()
             if output is None:
                 return
             yield output
     finally:
-        for task in tasks:
+        # a generator that is being waited for cannot be closed
+        left = [*tasks, waiting] if waiting is not None else tasks
+        for task in left:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*left, return_exceptions=True)
         await answers.aclose()
+
+
+async def _next(answers: AsyncGenerator[RequestOutput, None]) -> RequestOutput | None:
+    """The next output, or None after the last."""
+    return await anext(answers, None)
 
 
 async def _first(waiting: asyncio.Future[Any], tasks: list[Any]) -> BaseException | None:

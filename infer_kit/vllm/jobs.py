@@ -50,7 +50,7 @@ def job_of(
         kept = [k for k, stream in enumerate(streams) if k == 0 or stream.weight != 0]
         experts = tuple(kept.index(k) for k in rule.experts if k in kept)
         streams, rule = [streams[k] for k in kept], replace(rule, experts=experts)
-    _check_fits(streams, config, where)
+    check_fits(streams, config, where)
     weights = tuple(stream.weight for stream in streams)
     others = tuple(tuple(_ids(stream.input)) for stream in streams[1:])
     whole = Embedded(weights, others, rule)
@@ -96,7 +96,7 @@ def split_returned(params: SamplingParams) -> list[SamplingParams]:
     return out
 
 
-def _check_fits(streams: Sequence[WeightedInput], config: "VllmConfig", where: str) -> None:
+def check_fits(streams: Sequence[WeightedInput], config: "VllmConfig", where: str) -> None:
     """Raise for a group that the engine could never run."""
     scheduling = config.scheduler_config
     most = min(scheduling.max_num_seqs, scheduling.max_num_batched_tokens)

@@ -6,6 +6,9 @@ from packaging.version import Version
 
 from infer_kit.errors import MissingExtra
 
+PLUGIN = "infer_kit"
+"""The name of the entry points, for `VLLM_PLUGINS`."""
+
 FLOOR, CEILING = Version("0.30"), Version("0.34")
 PROCESSOR = "infer_kit.vllm.processor:CoupledLogitsProcessor"
 SCHEDULER = "infer_kit.vllm.scheduler.coupled_scheduler"
