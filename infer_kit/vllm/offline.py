@@ -7,13 +7,12 @@ from vllm import LLM, SamplingParams
 from vllm.outputs import RequestOutput
 
 from infer_kit.errors import InferKitError
-from infer_kit.pooling import resolve_pooling
-from infer_kit.streams import Group, weight_table
+from infer_kit.streams import Group
 from infer_kit.vllm.backend import VllmBackend
-from infer_kit.vllm.description import PoolRule
 from infer_kit.vllm.engines import OfflineEngine
-from infer_kit.vllm.jobs import WeightedInput, job_of, split_returned
+from infer_kit.vllm.jobs import split_returned
 from infer_kit.vllm.names import check_version
+from infer_kit.vllm.prompt_groups import check_groups, group_job
 from infer_kit.vllm.settings import check_active, engine_arguments
 
 
@@ -56,24 +55,17 @@ class CoupledLLM(LLM):
         Raises:
             InferKitError: a group cannot run; before any does.
         """
-        if not groups:
-            raise InferKitError("No requests: the list of groups is empty.")
-        table = weight_table(groups)
-        _check_pool(groups, table, pool, plausibility)
+        check_groups(groups, pool, plausibility)
         if sampling_params is None:
             sampling_params = self.get_default_sampling_params()
         params = self._params_to_seq(sampling_params, len(groups))
         jobs, places = [], []
         config = self.llm_engine.vllm_config
         for b, group in enumerate(groups):
-            order = [group.primary, *(k for k in range(len(group.streams)) if k != group.primary)]
-            made = [self._preprocess_cmpl_one(group.streams[k].context) for k in order]
-            pairs = zip(made, order, strict=True)
-            streams = [WeightedInput(prompt, table[b][k]) for prompt, k in pairs]
-            experts = tuple(order.index(k) for k in group.experts or ()) if plausibility else (0,)
-            rule = PoolRule(pool, plausibility, experts)
             for each in split_returned(params[b]):
-                jobs.append(job_of(streams, each, rule, config, f"Group {b}"))
+                where = f"Group {b}"
+                job = group_job(group, each, pool, plausibility, config, self.renderer, where)
+                jobs.append(job)
                 places.append(b)
         return _gathered(OfflineEngine(self).run(jobs), places, len(groups))
 
@@ -92,18 +84,6 @@ def backend_of(model: Any, processor: Any, chat_template: str | None) -> VllmBac
     check_version()
     check_active(model.llm_engine.vllm_config)
     return VllmBackend(model, OfflineEngine(model), processor, chat_template)
-
-
-def _check_pool(
-    groups: Sequence[Group], table: list[list[float]], pool: str, plausibility: float
-) -> None:
-    import torch
-
-    if pool not in ("product", "mixture"):
-        raise InferKitError(f"pool is 'product' or 'mixture', got {pool!r}.")
-    present = torch.tensor([[k < len(g.streams) for k in range(len(table[0]))] for g in groups])
-    for experts in {group.experts or (0,) for group in groups}:
-        resolve_pooling(pool, torch.tensor(table), present, False, plausibility, experts)
 
 
 def _gathered(
