@@ -192,6 +192,11 @@ class Backend(Protocol):
         ...
 
 
+def is_vllm(model: Any) -> bool:
+    """Whether it is an engine of vLLM's, which is not imported to find out."""
+    return any(kind.__module__.startswith("vllm.") for kind in type(model).__mro__)
+
+
 def backend_for(
     model: Any, processor: Any, chat_template: str | None = None, mode: str = "auto"
 ) -> Backend:
@@ -215,9 +220,7 @@ def backend_for(
         from infer_kit.engine.backend import TransformersBackend
 
         return TransformersBackend(model, processor, chat_template, mode)
-    if type(model).__module__.startswith("vllm.") or any(
-        base.__module__.startswith("vllm.") for base in type(model).__mro__
-    ):
+    if is_vllm(model):
         from infer_kit.vllm.offline import backend_of
 
         return backend_of(model, processor, chat_template)

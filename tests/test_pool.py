@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from infer_kit.pool import (
+    KLBudgetWeights,
     Step,
-    kl_budget_weights,
     kl_divergence,
     mixture,
     plausible,
@@ -265,7 +265,7 @@ def _exponents_kl(weights: Tensor, start: Tensor, logprobs: Tensor) -> float:
 def test_weights_that_spend_a_budget(seed: int, budget: float, line: Any) -> None:
     base, direction = (torch.tensor(values, dtype=torch.float32) for values in line)
     step = _step(seed, len(base))
-    weights = kl_budget_weights(budget, *line)(step)
+    weights = KLBudgetWeights(budget, *line)(step)
     assert weights.shape == (3, len(base), 2) and weights.dtype == torch.float32
     moved = direction != 0
     for r in range(3):

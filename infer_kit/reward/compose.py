@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel
 
+from infer_kit.backends import is_vllm
 from infer_kit.errors import InferKitError
 from infer_kit.reward.classifiers import ComposedClassifier, Tilt
 from infer_kit.reward.composed_lm import ComposedLM, Part
@@ -65,6 +66,12 @@ def compose(
         VocabularyMismatch: a reward of another vocabulary; says what differs. Over bytes any two
             tokenizers go together: `over_bytes`.
     """
+    if is_vllm(base):
+        raise InferKitError(
+            "A vLLM engine holds the base and its rewards from its start.",
+            hint="CoupledLLM(base, hf_overrides=reward_overrides('reward/', base=base)), or "
+            "implicit_overrides(tuned, untuned, base=base); see docs/vllm.md.",
+        )
     named = _named(rewards)
     if not named and implicit is None:
         raise InferKitError(

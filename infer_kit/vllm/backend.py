@@ -133,8 +133,8 @@ class VllmBackend(MadeBackend):
     def add_model(self, model: Any, processor: Any) -> None:
         raise InferKitError(
             "One vLLM engine runs one model; two models are pooled as one composite.",
-            hint="CoupledLLM(expert, members=[amateur], weights=[1, -1], plausibility=0.1), see "
-            "docs/vllm.md.",
+            hint="CoupledLLM(expert, hf_overrides=composite_overrides([amateur], weights=[1, -1], "
+            "plausibility=0.1, base=expert)), see docs/vllm.md.",
         )
 
     def room(self, context: Prompt) -> int | None:

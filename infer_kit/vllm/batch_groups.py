@@ -24,6 +24,7 @@ class Alike:
     Attributes:
         pooling: the pool, with the weights of each group.
         rows: `[R, K]` rows of the streams that have a say. leaders: `[R]` rows of the leaders.
+        lattice: (first, step by group, step by stream) where that is what `rows` are, else None.
         names: of the R groups. rules: theirs.
         kept: places of the groups whose figures are kept.
     """
@@ -31,9 +32,26 @@ class Alike:
     pooling: Pooling
     rows: Tensor
     leaders: Tensor
+    lattice: tuple[int, int, int] | None
     names: tuple[str, ...]
     rules: tuple[PoolRule, ...]
     kept: tuple[int, ...]
+
+    def streams_of(self, logits: Tensor) -> Tensor:
+        """`[R, K, 1, V]` of `[N, V]` logits: a view where the rows lie evenly, else a copy.
+
+        Where figures are kept it is a copy: the sampler writes to the logits before the token is
+        known.
+        """
+        if self.lattice is None or self.kept or not logits.is_contiguous():
+            return logits[self.rows][:, :, None]
+        first, by_group, by_stream = self.lattice
+        width = logits.shape[1]
+        return logits.as_strided(
+            (*self.rows.shape, 1, width),
+            (by_group * width, by_stream * width, width, 1),
+            logits.storage_offset() + first * width,
+        )
 
 
 @dataclass
@@ -120,7 +138,7 @@ class BatchGroups:
         """
         out = []
         for alike in self._alike:
-            streams = logits[alike.rows][:, :, None]  # [R, K, 1, V]
+            streams = alike.streams_of(logits)
             request = torch.arange(len(alike.names), device=logits.device)
             weights = alike.pooling.weights_at(streams, request, 0)
             pooled = alike.pooling(streams, weights, request)
@@ -181,12 +199,31 @@ def _alike(
                 pooling,
                 rows,
                 torch.tensor([whole[n][0][0] for n in names], device=device),
+                _lattice([[row for row, _ in chosen[n]] for n in names]),
                 tuple(names),
                 rules,
                 tuple(k for k, rule in enumerate(rules) if rule.trace),
             )
         )
     return tuple(out)
+
+
+def _lattice(rows: Sequence[Sequence[int]]) -> tuple[int, int, int] | None:
+    """(first, step by group, step by stream) if `rows[r][k]` is their sum for all, none negative.
+
+    Groups that were admitted one after the other lie so: the common case.
+    """
+    first = rows[0][0]
+    by_group = rows[1][0] - first if len(rows) > 1 else 0
+    by_stream = rows[0][1] - first if len(rows[0]) > 1 else 0
+    if by_group < 0 or by_stream < 0:
+        return None
+    even = all(
+        row == first + r * by_group + k * by_stream
+        for r, group in enumerate(rows)
+        for k, row in enumerate(group)
+    )
+    return (first, by_group, by_stream) if even else None
 
 
 def _rule(leader: Member) -> PoolRule:

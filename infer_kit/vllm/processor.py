@@ -44,7 +44,7 @@ except ImportError:  # vLLM 0.30 has runner V1 alone
 _MOST_TRACES = 4096
 
 
-class CoupledLogitsProcessor(LogitsProcessor, LogitsProcessorV2):  # type: ignore[misc]
+class CoupledLogitsProcessor(LogitsProcessor, LogitsProcessorV2):
     """Follows which rows of the batch belong to groups; the samplers ask it.
 
     One class for both runners: V1 makes it with (config, device, is_pin_memory), V2 with (config,
@@ -215,7 +215,7 @@ def _wrap_sampler_v1() -> None:
         return output
 
     forward.pools_groups = True  # type: ignore[attr-defined]
-    Sampler.forward = forward  # type: ignore[method-assign]
+    Sampler.forward = forward
 
 
 def _wrap_sampler_v2() -> None:
@@ -240,7 +240,7 @@ def _wrap_sampler_v2() -> None:
         return output
 
     call.pools_groups = True  # type: ignore[attr-defined]
-    SamplerV2.__call__ = call  # type: ignore[method-assign]
+    SamplerV2.__call__ = call
 
 
 def _steps_v2(ours: CoupledLogitsProcessor, groups: BatchGroups, batch: Any) -> dict[str, int]:

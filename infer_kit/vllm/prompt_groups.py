@@ -47,10 +47,13 @@ def group_job(
     order = [group.primary, *(k for k in range(len(group.streams)) if k != group.primary)]
     streams = []
     for k in order:
-        parsed = parse_model_prompt(config.model_config, group.streams[k].context)
         tokens = renderer.default_cmpl_tok_params
-        # apart from the cache that takes what is rendered as sent: a refused group is not
-        (made,) = renderer.render_cmpl([parsed], tokens, skip_mm_cache=True)
+        try:
+            parsed = parse_model_prompt(config.model_config, group.streams[k].context)
+            # apart from the cache that takes what is rendered as sent: a refused group is not
+            (made,) = renderer.render_cmpl([parsed], tokens, skip_mm_cache=True)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise InferKitError(f"{where}, stream {k}: vLLM cannot take it: {error}") from error
         streams.append(WeightedInput(made, group.streams[k].weight))
     experts = tuple(order.index(k) for k in group.experts or ()) if plausibility else (0,)
     return job_of(streams, params, PoolRule(pool, plausibility, experts), config, where)

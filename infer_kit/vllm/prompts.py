@@ -46,7 +46,7 @@ class Prompt:
     @property
     def ids(self) -> list[int]:
         """Token ids, placeholders expanded."""
-        return self.input["prompt_token_ids"]  # type: ignore[typeddict-item]
+        return self.input["prompt_token_ids"]
 
 
 def hollow_model(config: "ModelConfig") -> PreTrainedModel:
@@ -136,12 +136,12 @@ class PromptMaker:
     def noised(self, prompt: Prompt, step: int, seed: int) -> Prompt:
         """The prompt with noise on its processed images, as the transformers backend adds it."""
         # the noise is of all images together, so their names are
-        every = "-".join(prompt.input["mm_hashes"]["image"])  # type: ignore[typeddict-item]
+        every = "-".join(prompt.input["mm_hashes"]["image"])
         name = hashlib.sha256(f"{every} {step} {seed}".encode()).hexdigest()
         uuids = [f"noised-{name}-{n}" for n in range(len(prompt.images))]
         made = self._processed(prompt.text, prompt.special, prompt.images, 0, uuids)
-        items = copy.deepcopy(made["mm_kwargs"]["image"])  # type: ignore[typeddict-item]
-        made["mm_kwargs"]["image"] = items  # type: ignore[typeddict-item]
+        items = copy.deepcopy(made["mm_kwargs"]["image"])
+        made["mm_kwargs"]["image"] = items
         pixels = [item["pixel_values"].data for item in items]
         for item, part in zip(items, _noised(pixels, step, seed), strict=True):
             item["pixel_values"].data = part

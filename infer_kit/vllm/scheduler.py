@@ -43,6 +43,10 @@ def coupled_scheduler(*args: Any, **kwargs: Any) -> Scheduler:
 class _GroupScheduling(Scheduler):
     """What is added to either scheduler."""
 
+    running: list[Request]
+    waiting: Any
+    max_num_running_reqs: int
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_attributes(self, _ATTRIBUTES)
@@ -87,11 +91,10 @@ class _GroupScheduling(Scheduler):
                 self._book.forget(group)
             return super().finish_requests(request_ids, finished_status)
         asked = {request_ids} if isinstance(request_ids, str) else set(request_ids)
-        groups = {self._book.of(r) for i in asked if (r := self.requests.get(i)) is not None}
+        known = [self.requests[i] for i in asked if i in self.requests]
         finished = super().finish_requests(asked, finished_status)
-        for group in groups - {None}:
-            assert group is not None
-            self._end(group, tell=True)
+        for each in {g for r in known if (g := self._book.of(r)) is not None}:
+            self._end(each, tell=True)
         return finished
 
     def _end(self, group: ScheduledGroup, tell: bool) -> None:

@@ -131,7 +131,7 @@ class ServedMethods:
             inputs["negative"] = self._chat(inputs["negative"])
         if method == "red":
             given_text = inputs.get("rationale")
-            (group,), texts = recipe._groups([chat], None, given_text, None)  # type: ignore[attr-defined]
+            (group,), texts = recipe._groups([chat], None, given_text, None)
             return Answering(recipe, group, texts[0] if texts else None)
         return Answering(recipe, recipe.groups([chat], None, **inputs)[0])
 

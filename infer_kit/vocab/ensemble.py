@@ -30,6 +30,7 @@ from infer_kit.vocab.members import (
     check_numbers,
     check_warpers,
     checked_members,
+    engine_member,
     prompts_for,
 )
 from infer_kit.vocab.pace import Pace
@@ -85,7 +86,9 @@ class Ensemble:
         force: bool = False,
     ) -> None:
         """Args:
-        members: (model, its tokenizer) pairs; a `Vocabulary` may stand for a tokenizer.
+        members: (model, its tokenizer) pairs; a `Vocabulary` may stand for a tokenizer. On vLLM
+            one pair, (engine, tokenizer): the engine's model is a composite of the members
+            (`infer_kit.vllm.composite`), and the weights are its own.
         weights: one a member (those of a mixture are normalised; default equal, 1 each for a
             product; a member of weight 0 is left out, of results too); "bayes", "fixed_share" or
             "entropy" (`Weighting`); or a function of (laws [N, symbols + 1], prior [N]).
@@ -109,6 +112,14 @@ class Ensemble:
             InferKitError: a tokenizer that cannot be spelled as bytes, an alphabet that does not
                 fit, weights or eps out of range.
         """
+        engine = engine_member(members, weights, vocabulary)
+        if engine is not None:
+            from infer_kit.vllm.text_ensemble import EngineEnsemble
+
+            self._coupled: Any = EngineEnsemble(*engine)
+            self.alphabet, self.models, self._pool = "tokens", [engine[0]], pool
+            self.vocabularies = [self._coupled.vocabulary]
+            return
         models, tokenizers = checked_members(members)
         if not callable(pool) and pool not in ("mixture", "product"):
             raise InferKitError(f"Unknown pool {pool!r}: use 'mixture', 'product' or a function.")
@@ -130,7 +141,7 @@ class Ensemble:
         self._healing = healing
         self._prefetch = prefetch
         self.alphabet, symbols, method = choose_alphabet(self.vocabularies, vocabulary, force)
-        self._coupled: TokenEnsemble | None = None
+        self._coupled = None
         if self.alphabet == "tokens" and plain and not token_warpers:
             self._coupled = TokenEnsemble(
                 self.models, self._tokenizers, self.vocabularies, self._weighting.prior, str(pool)

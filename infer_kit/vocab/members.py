@@ -6,12 +6,37 @@ from typing import Any
 
 from transformers import LogitsProcessor, PreTrainedModel
 
+from infer_kit.backends import is_vllm
 from infer_kit.chats import as_chats
 from infer_kit.engine.arguments import check_model, context_length
 from infer_kit.errors import InferKitError, PromptTooLong
 from infer_kit.vocab.conditioning import Conditioning
 from infer_kit.vocab.utf8 import check_characters
 from infer_kit.vocab.vocabulary import Vocabulary
+
+
+def engine_member(members: Any, weights: Any, vocabulary: Any) -> tuple[Any, Any] | None:
+    """The (engine, tokenizer) of an ensemble on vLLM, or None for one on transformers.
+
+    Raises:
+        InferKitError: several engines, or weights or an alphabet, which are the composite's.
+    """
+    pairs = members if isinstance(members, Sequence) else []
+    engines = [m for m in pairs if isinstance(m, Sequence) and len(m) == 2 and is_vllm(m[0])]
+    if not engines:
+        return None
+    if len(members) > 1:
+        raise InferKitError(
+            "One vLLM engine holds all members of an ensemble, as one composite.",
+            hint="CoupledLLM(a, hf_overrides=composite_overrides([b], weights=[0.5, 0.5], "
+            "mode='mixture', base=a)), then Ensemble([(llm, tokenizer)]).",
+        )
+    if weights is not None or vocabulary not in (None, "tokens"):
+        raise InferKitError(
+            "An ensemble on vLLM has the weights and the tokens of its composite.",
+            hint="Give them to composite_overrides; other alphabets run on transformers.",
+        )
+    return engines[0][0], engines[0][1]
 
 
 def checked_members(
