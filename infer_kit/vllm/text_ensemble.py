@@ -18,6 +18,7 @@ from infer_kit.vocab.conditioning import answer_ids, chat_ids, split_ids, text_i
 from infer_kit.vocab.keywords import DEFAULT_NEW
 from infer_kit.vocab.results import EnsembleOutput, LogProb
 from infer_kit.vocab.symbol_lm import SymbolTokenizer
+from infer_kit.vocab.utf8 import as_text
 from infer_kit.vocab.vocabulary import Vocabulary
 
 
@@ -58,9 +59,9 @@ class EngineEnsemble:
                 jobs.append(self._job(row, each, PoolRule(), f"Prompt {b}"))
                 rows.append(row)
         outputs = self._engine.run(jobs)
-        ends = set(self.vocabulary.end_ids)
         new = [list(output.outputs[0].token_ids) for output in outputs]
-        texts = [self._tokenizer.decode([t for t in row if t not in ends]) for row in new]
+        spelled = [self.tokenizer.spell(torch.tensor(row, dtype=torch.long)) for row in new]
+        texts = [as_text(text) for text in spelled]
         pad = pad_token(resolve({"max_new_tokens": 1}, 1, self._hollow))
         width = max(map(len, rows)) + max(map(len, new))
         sequences = torch.full((len(new), width), pad, dtype=torch.long)
