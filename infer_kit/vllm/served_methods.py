@@ -17,6 +17,7 @@ from infer_kit.methods.recipe import Recipe
 from infer_kit.streams import Group, Stream
 from infer_kit.vllm.backend import VllmBackend
 from infer_kit.vllm.client import INPUTS, SERVED, check_settings_of, unpacked
+from infer_kit.vllm.description import MODES
 from infer_kit.vllm.engines import Job, ThreadedEngine
 
 _KEPT_POOLS = 8  # fitted pools of demonstrations
@@ -180,6 +181,8 @@ class ServedMethods:
             other = self._chat(member.get("messages"))
             streams.append(Stream(backend.render(other, k + 1), _weight(member), f"member {k}"))
         mode, cutoff = value.get("mode", "product"), value.get("plausibility", 0.0)
+        if mode not in MODES:
+            raise InferKitError(f"mode is one of {list(MODES)}, got {mode!r}.")
         if not isinstance(cutoff, int | float) or isinstance(cutoff, bool):
             raise InferKitError(f"plausibility is a number, got {cutoff!r}.")
         return Answering(None, Group(tuple(streams)), None, mode, float(cutoff))
