@@ -16,7 +16,7 @@ WORKER = "infer_kit.vllm.worker.CoupledWorker"
 
 _SCHEDULER_NAMES = (
     "_get_local_prefix_cache_hit",
-    "_handle_blocked_waiting_request",
+    "_enqueue_waiting_request",
     "_preempt_request",
     "_reserve_prefill_lookahead",
     "finish_requests",

@@ -1,6 +1,6 @@
 """The groups that the engine core knows: which requests belong together, and how far they are."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from vllm.sampling_params import SamplingParams
@@ -17,7 +17,6 @@ class ScheduledGroup:
         id: of the group. size: its number of streams.
         embedded: whether one request brought it: the others are unknown to the client.
         members: by index; 0 leads. infos: their descriptions.
-        admitted: whether its members may take running slots.
         begun: whether they have drawn a token together.
     """
 
@@ -26,28 +25,27 @@ class ScheduledGroup:
     embedded: bool
     members: dict[int, Request] = field(default_factory=dict)
     infos: dict[int, Member] = field(default_factory=dict)
-    admitted: bool = False
     begun: bool = False
 
     @property
     def is_complete(self) -> bool:
         return len(self.members) == self.size
 
+    @property
+    def is_running(self) -> bool:
+        return all(r.status == RequestStatus.RUNNING for r in self.members.values())
+
     def requests(self) -> list[Request]:
         """In the order of their index."""
-        return [self.members[index] for index in sorted(self.members)]
+        return [self.members[index] for index in range(self.size) if index in self.members]
 
     def is_ready(self) -> bool:
         """Whether every member has exactly its last known token left to read."""
-        return self.is_complete and all(
+        return all(
             remaining(r) == 1
             and (r.status == RequestStatus.RUNNING or (r.num_tokens == 1 and is_idle(r)))
             for r in self.members.values()
         )
-
-    def newcomers(self) -> list[Request]:
-        """Members of one token, which have nothing to read before the group draws."""
-        return [r for r in self.requests() if r.status != RequestStatus.RUNNING]
 
 
 def remaining(request: Request) -> int:
@@ -180,10 +178,6 @@ class GroupBook:
         self.groups.pop(group.id, None)
         for request in group.members.values():
             self._of.pop(request.request_id, None)
-
-    def slots(self, groups: Iterable[ScheduledGroup]) -> int:
-        """Running slots of all members."""
-        return sum(group.size for group in groups)
 
     def _add(self, group: ScheduledGroup, request: Request, info: Member) -> None:
         group.members[info.index] = request

@@ -1,12 +1,15 @@
 """vLLM's scheduler, taught that the members of a group draw in the same step or not at all.
 
-Each member's prompt is read up to its last token and no further. When every member has one token
-left, all of them are run together at the front of the running list, once there are blocks for all;
-so a group never draws in part. Plain requests are scheduled as ever.
+A group waits outside vLLM's queues until all its members are there and will find slots. Then each
+member's prompt is read up to its last token and no further. When every member has one token left,
+all of them are run together at the front of the running list, once there are blocks for all; so a
+group never draws in part. Plain requests are scheduled as ever.
 """
 
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from vllm.logger import init_logger
@@ -29,6 +32,9 @@ from infer_kit.vllm.settings import check_settings
 logger = init_logger(__name__)
 
 _ATTRIBUTES = ("running", "waiting", "requests", "kv_cache_manager", "_pause_state", "policy")
+_OTHER_QUEUES = ("kv_holding_waiting", "skipped_waiting")  # one or the other, by version
+_SLOTS = "max_num_running_reqs"
+_TOO_LARGE = "its streams do not fit into the KV cache together"
 
 
 def coupled_scheduler(*args: Any, **kwargs: Any) -> Scheduler:
@@ -59,10 +65,12 @@ class _GroupScheduling(Scheduler):
             max_step_tokens=self._step_tokens(),
             stateless_noise=getattr(self, "use_v2_model_runner", False),
         )
+        self._backlog: deque[ScheduledGroup] = deque()  # complete, not yet admitted, oldest first
+        self._admitted: dict[str, ScheduledGroup] = {}
+        self._outside: set[str] = set()  # requests that are in none of vLLM's queues
         self._released: set[str] = set()  # requests whose last token may be read in this step
-        self._made_room = False  # in this step: nobody is admitted, lest the room be taken
-        self._failed: dict[str, str] = {}  # requests that end with an error, and why
-        self._ended: list[Request] = []  # ended with their group, the client still to be told
+        self._made_room = False  # in this step: nobody enters, lest the room be taken
+        self._untold: list[Request] = []  # ended here; the client is still to be told
 
     # -- arrivals and ends ------------------------------------------------------------------
 
@@ -79,63 +87,122 @@ class _GroupScheduling(Scheduler):
             else:
                 self._book.join(request, group)
         except InvalidGroup as error:
-            self._failed[request.request_id] = str(error)
+            super().add_request(request)
+            logger.error("Request %s: %s", request.request_id, error)
+            self._finish([request], RequestStatus.FINISHED_ERROR, tell=True)
+            return
         for each in (request, *followers):
             super().add_request(each)
+        scheduled = self._book.of(request)
+        if scheduled is not None and scheduled.is_complete:
+            self._backlog.append(scheduled)
+
+    def _enqueue_waiting_request(self, request: Request) -> None:
+        """Members of groups enter vLLM's queues when their group is admitted."""
+        if self._book.of(request) is None:
+            super()._enqueue_waiting_request(request)
+        else:
+            self._outside.add(request.request_id)
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
     ) -> list[Request]:
-        if not self._book or request_ids is None:
-            for group in list(self._book):
-                self._book.forget(group)
+        if not self._book:
             return super().finish_requests(request_ids, finished_status)
-        asked = {request_ids} if isinstance(request_ids, str) else set(request_ids)
+        if request_ids is None:
+            asked = set(self.requests)
+        else:
+            asked = {request_ids} if isinstance(request_ids, str) else set(request_ids)
         known = [self.requests[i] for i in asked if i in self.requests]
         finished = super().finish_requests(asked, finished_status)
+        self._outside -= asked
         for each in {g for r in known if (g := self._book.of(r)) is not None}:
-            self._end(each, tell=True)
+            self._end(each)
         return finished
 
-    def _end(self, group: ScheduledGroup, tell: bool) -> None:
-        """End what is left of a group; `tell` the client of those that it knows."""
+    def _end(
+        self,
+        group: ScheduledGroup,
+        status: RequestStatus = RequestStatus.FINISHED_ABORTED,
+    ) -> None:
+        """End what is left of a group, and let the client know of the requests that are its own."""
         self._book.forget(group)
-        rest = [r.request_id for r in group.requests() if not r.is_finished()]
-        ended = super().finish_requests(rest, RequestStatus.FINISHED_ABORTED)
-        if tell and not group.embedded:
-            self._ended += ended
+        self._admitted.pop(group.id, None)
+        requests = group.requests()
+        own = requests[:1] if group.embedded else requests
+        self._finish(own, status, tell=True)
+        self._finish([r for r in requests if r not in own], status, tell=False)
+
+    def _finish(self, requests: list[Request], status: RequestStatus, tell: bool) -> None:
+        left = [r.request_id for r in requests if not r.is_finished()]
+        self._outside.difference_update(r.request_id for r in requests)
+        ended = super().finish_requests(left, status)
+        if tell:
+            self._untold += ended
+
+    def get_num_unfinished_requests(self) -> int:
+        waiting = len(self._outside) if self._pause_state == PauseState.UNPAUSED else 0
+        return super().get_num_unfinished_requests() + waiting
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> Any:
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None:
+            stats.num_waiting_reqs += len(self._outside)
+        return stats
 
     # -- a step -----------------------------------------------------------------------------
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         self._released.clear()
         self._made_room = False
-        if not self._book:
+        if not self._book or self._pause_state == PauseState.PAUSED_ALL:
             return super().schedule(*args, **kwargs)
-        if self._pause_state == PauseState.PAUSED_ALL:
-            return super().schedule(*args, **kwargs)
-        for group in list(self._book):
-            if group.newcomers() and group.is_ready() and self._can_run_alone(group):
+        if self._pause_state == PauseState.UNPAUSED:
+            self._admit()
+        for group in list(self._admitted.values()):
+            waits = self._newcomers(group) and group.is_ready()
+            if waits and self._can_run_alone(group):
                 return self._run_alone(group, *args, **kwargs)
         self._release()
-        output = super().schedule(*args, **kwargs)
+        with self._room_kept():
+            output = super().schedule(*args, **kwargs)
         self._check_whole(output)
         if not output.total_num_scheduled_tokens:
             self._break_deadlock()
         return output
 
+    def _admit(self) -> None:
+        """Let groups enter, oldest first, as long as all their members will find slots.
+
+        Groups that enter without that could hold each other's slots for ever.
+        """
+        taken = sum(group.size for group in self._admitted.values())
+        while self._backlog:
+            group = self._backlog[0]
+            if self._book.groups.get(group.id) is group:  # else it has ended
+                if taken + group.size > self._most_running():
+                    break
+                taken += group.size
+                self._admitted[group.id] = group
+            self._backlog.popleft()
+        for group in self._admitted.values() if self._outside else ():
+            for request in self._newcomers(group):
+                if request.num_tokens > 1:  # else see `_run_alone`
+                    self._outside.discard(request.request_id)
+                    super()._enqueue_waiting_request(request)
+
+    def _newcomers(self, group: ScheduledGroup) -> list[Request]:
+        """Members of one token that are to enter with the group's first draw."""
+        return [r for r in group.requests() if r.request_id in self._outside]
+
     def _release(self) -> None:
         """Let the groups that are ready draw, as many as there is room for, before all others."""
         front: list[Request] = []
         budget, free = self._step_tokens(), self._free_block_count()
-        order = {id(r): place for place, r in enumerate(self.running)}
-        ready = [g for g in self._book if not g.newcomers() and g.is_ready()]
-        ready.sort(key=lambda g: min(order[id(r)] for r in g.members.values()))
+        ready = [g for g in self._admitted.values() if g.is_running and g.is_ready()]
         for group in ready:
             members = group.requests()
-            if group.id not in self._book.groups:
-                continue
-            if not all(r.status == RequestStatus.RUNNING for r in members):
+            if group.id not in self._admitted:
                 continue  # it made room for another
             if len(front) + len(members) > budget:
                 break
@@ -144,7 +211,7 @@ class _GroupScheduling(Scheduler):
                 free = self._free_block_count() - sum(map(self._blocks_needed, front))
             if needed > free:
                 if not self._others_hold_blocks(group):
-                    self._fail_group(group, "its streams do not fit into the KV cache together")
+                    self._fail(group, _TOO_LARGE)
                 break
             free -= needed
             front += members
@@ -157,14 +224,13 @@ class _GroupScheduling(Scheduler):
         """Preempt what came last and is neither of `group` nor of those at the front."""
         kept = {id(r) for r in (*front, *group.members.values())}
         for request in reversed(self.running):
-            if id(request) in kept:
-                continue
-            self._preempt_whole(request)
-            return True
+            if id(request) not in kept:
+                self._preempt_whole(request)
+                return True
         return False
 
     def _preempt_whole(self, request: Request) -> None:
-        """Preempt a request, and all members of its group with it."""
+        """Preempt a request; of a group all members, which then waits to be admitted again."""
         group = self._book.of(request)
         victims = [request] if group is None else group.requests()
         now = time.monotonic()
@@ -172,7 +238,11 @@ class _GroupScheduling(Scheduler):
             self.running.remove(victim)
             self._preempt_request(victim, now)
         if group is not None:
-            group.admitted = False
+            self.waiting.remove_requests(victims)
+            getattr(self, "deferred_waiting", set()).difference_update(victims)
+            self._outside.update(victim.request_id for victim in victims)
+            del self._admitted[group.id]
+            self._backlog.appendleft(group)
         self._made_room = True
 
     def _others_hold_blocks(self, group: ScheduledGroup) -> bool:
@@ -189,25 +259,20 @@ class _GroupScheduling(Scheduler):
             return
         if any(r.num_in_flight_tokens for r in self.requests.values()):
             return  # something is still being computed and may free what is needed
-        admitted = [g for g in self._book if g.admitted and g.is_complete]
-        stuck = [g for g in admitted if any(map(is_idle, g.requests()))]
-        holders = [g for g in admitted if any(r in self.running for r in g.requests())]
+        stuck = [g for g in self._admitted.values() if any(map(is_idle, g.requests()))]
         if not stuck:
             return
+        holders = [
+            g for g in self._admitted.values() if any(r in self.running for r in g.requests())
+        ]
         if holders == stuck[:1] and not self._others_hold_blocks(stuck[0]):
-            self._fail_group(stuck[0], "its streams do not fit into the KV cache together")
-            return
-        last = holders[-1] if holders else None
-        if last is not None and last is not stuck[0]:
-            self._preempt_whole(next(r for r in last.requests() if r in self.running))
-            first = [r for r in stuck[0].requests() if is_idle(r)]
-            self.waiting.remove_requests(first)
-            for request in reversed(first):
-                self.waiting.prepend_request(request)
+            self._fail(stuck[0], _TOO_LARGE)
+        elif holders and holders[-1] is not stuck[0]:
+            self._preempt_whole(next(r for r in holders[-1].requests() if r in self.running))
 
     def _can_run_alone(self, group: ScheduledGroup) -> bool:
-        """Whether there are slots, tokens and blocks for a group with members not yet run."""
-        new = group.newcomers()
+        """Whether there are slots and blocks for a group with members not yet run."""
+        new = self._newcomers(group)
         old = [r for r in group.requests() if r not in new]
         if len(self.running) + len(new) > self._most_running():
             return False
@@ -216,7 +281,7 @@ class _GroupScheduling(Scheduler):
         while needed > self._free_block_count():
             if not self._make_room(group, []):
                 if not self._others_hold_blocks(group):
-                    self._fail_group(group, "its streams do not fit into the KV cache together")
+                    self._fail(group, _TOO_LARGE)
                 return False
         return True
 
@@ -225,48 +290,67 @@ class _GroupScheduling(Scheduler):
 
         Such members enter and draw at once, which is sure only while nobody else is scheduled.
         """
-        new = group.newcomers()
+        new = self._newcomers(group)
         members = group.requests()
-        self.waiting.remove_requests(new)
-        self._discard_deferred(new)
         others = [r for r in self.running if r not in members]
-        waiting, holding = self.waiting, getattr(self, "kv_holding_waiting", None)
         self.running = [r for r in members if r not in new]
-        self.waiting = create_request_queue(self.policy)
-        for request in new:
-            self.waiting.add_request(request)
-        if holding is not None:
-            self.kv_holding_waiting = create_request_queue(self.policy)
+        self._outside.difference_update(r.request_id for r in new)
         self._released = {r.request_id for r in members}
-        self._made_room = False
-        group.admitted = group.begun = True
-        output = super().schedule(*args, **kwargs)
-        left = list(self.waiting)
+        group.begun = True
+        with self._queues_aside(enter=new):
+            output = super().schedule(*args, **kwargs)
         self.running = self.running + others
-        self.waiting = waiting
-        if left:
-            self.waiting.prepend_requests(left)
-        if holding is not None:
-            self.kv_holding_waiting = holding
         self._check_whole(output)
         return output
 
-    def _discard_deferred(self, requests: list[Request]) -> None:
-        """Take requests out of the set of those that were passed over, where this vLLM has one."""
-        deferred = getattr(self, "deferred_waiting", None)
-        if deferred is not None:
-            deferred.difference_update(requests)
+    @contextmanager
+    def _room_kept(self) -> Iterator[None]:
+        """Keep room in this step that was made, and slots of members that enter later."""
+        if self._made_room:
+            with self._queues_aside():
+                yield
+            return
+        held = sum(len(self._newcomers(g)) for g in self._admitted.values() if self._outside)
+        name = "max_num_active_reqs" if hasattr(self, "max_num_active_reqs") else _SLOTS
+        most = getattr(self, name)
+        setattr(self, name, max(len(self.running), most - held))
+        try:
+            yield
+        finally:
+            setattr(self, name, most)
+
+    @contextmanager
+    def _queues_aside(self, enter: Iterable[Request] = ()) -> Iterator[None]:
+        """Other requests than `enter` are not admitted meanwhile."""
+        names = ("waiting", *(name for name in _OTHER_QUEUES if hasattr(self, name)))
+        aside = {name: getattr(self, name) for name in names}
+        for name in names:
+            setattr(self, name, create_request_queue(self.policy))
+        for request in enter:
+            self.waiting.add_request(request)
+        try:
+            yield
+        finally:
+            come = {name: list(getattr(self, name)) for name in names}
+            for name in names:
+                setattr(self, name, aside[name])
+                for request in reversed(come[name]):  # preempted meanwhile
+                    aside[name].prepend_request(request)
 
     def _check_whole(self, output: SchedulerOutput) -> None:
         """A group of which only a part draws would diverge: end it with an error instead."""
         scheduled = output.num_scheduled_tokens
-        for group in list(self._book):
+        for group in list(self._admitted.values()):
             drawing = [
                 r.request_id in scheduled and not r.is_prefill_chunk for r in group.members.values()
             ]
             if any(drawing) and not all(drawing):
-                logger.error("Group %s drew in part: %s", group.id, drawing)
-                self._fail_group(group, "only a part of its streams was scheduled")
+                self._fail(group, f"only a part of its streams was scheduled: {drawing}")
+
+    def _fail(self, group: ScheduledGroup, why: str) -> None:
+        """End a group with an error."""
+        logger.error("Group %s cannot run: %s.", group.id, why)
+        self._end(group, RequestStatus.FINISHED_ERROR)
 
     # -- hooks of vLLM's scheduler ----------------------------------------------------------
 
@@ -291,77 +375,29 @@ class _GroupScheduling(Scheduler):
             return (manager.empty_kv_cache_blocks, 0, *rest)
         return (manager.truncate_computed_blocks(blocks, kept), kept, *rest)
 
-    def _handle_blocked_waiting_request(self, request: Request) -> bool:
-        """Whether a waiting request may be admitted in this step."""
-        if self._made_room or request.request_id in self._failed:
-            return False
-        group = self._book.of(request)
-        if request.request_id in self._released:
-            return super()._handle_blocked_waiting_request(request)
-        if group is None:
-            # slots of members that enter with their group's first draw are kept free for them
-            kept = sum(len(g.newcomers()) for g in self._book if g.admitted and g.is_complete)
-            if self._book and len(self.running) + kept >= self._most_running():
-                return False
-            return super()._handle_blocked_waiting_request(request)
-        if not super()._handle_blocked_waiting_request(request):
-            return False
-        if not group.is_complete or not self._admit(group):
-            return False
-        return request.num_tokens > 1
-
-    def _admit(self, group: ScheduledGroup) -> bool:
-        """Let a group take slots if all its members will find one, whatever the others do."""
-        if group.admitted:
-            return True
-        taken = self._book.slots(g for g in self._book if g.admitted)
-        group.admitted = taken + group.size <= self._most_running()
-        return group.admitted
-
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        if self._book:
+        if self._admitted:
             self._follow(outputs)
-        if self._failed:
-            self._report_failures(outputs)
-        for request in self._ended:
+        for request in self._untold:
             _tell(outputs, request)
-        self._ended = []
+        self._untold = []
         return outputs
 
     def _follow(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         """End groups of which a member has ended; hide the members that the client knows not."""
         hidden: set[str] = set()
-        for group in list(self._book):
+        for group in list(self._admitted.values()):
             requests = group.requests()
             if group.embedded:
-                hidden |= {r.request_id for r in requests[1:]}
+                hidden.update(r.request_id for r in requests[1:])
             if any(r.is_finished() for r in requests):
-                self._end(group, tell=True)
+                self._end(group)
         if hidden:
             for each in outputs.values():
                 each.outputs = [o for o in each.outputs if o.request_id not in hidden]
-
-    # -- errors -----------------------------------------------------------------------------
-
-    def _fail_group(self, group: ScheduledGroup, why: str) -> None:
-        """End a group with an error, at the end of this step."""
-        self._book.forget(group)
-        requests = group.requests()
-        for request in requests[:1] if group.embedded else requests:
-            self._failed[request.request_id] = f"Group {group.id!r} cannot run: {why}."
-        if group.embedded:
-            rest = [r.request_id for r in requests[1:]]
-            super().finish_requests(rest, RequestStatus.FINISHED_ABORTED)
-
-    def _report_failures(self, outputs: dict[int, EngineCoreOutputs]) -> None:
-        for request_id, why in self._failed.items():
-            logger.error("Request %s: %s", request_id, why)
-            for request in super().finish_requests(request_id, RequestStatus.FINISHED_ERROR):
-                _tell(outputs, request)
-        self._failed = {}
 
     # -- figures ----------------------------------------------------------------------------
 
