@@ -278,6 +278,24 @@ def extended_row(model: PreTrainedModel, row: Row, tokens: Tensor) -> dict[str, 
     return grown
 
 
+def assert_backend_law(one: Any, other: Any, messages: Any, **generate_kwargs: Any) -> None:
+    r"""The same method on two backends writes the same tokens, greedily, in float32.
+
+    $\arg\max_y \sum_k w_k \log p_k(y)$ does not depend on what computes it, up to ties.
+
+    Args:
+        one, other: the method on each backend: `RED(model, processor)`, `RED(llm, processor)`.
+        messages: a chat or a list of chats.
+        **generate_kwargs: of both calls of `generate`.
+    """
+    answers = [method.generate(messages, **generate_kwargs) for method in (one, other)]
+    left, right = (answer.sequences for answer in answers)
+    assert left.shape == right.shape and bool((left.cpu() == right.cpu()).all()), (
+        f"{type(one).__name__} on {answers[0].engines} wrote {answers[0].text!r}, on "
+        f"{answers[1].engines} {answers[1].text!r}."
+    )
+
+
 def assert_lossless_law(
     model: PreTrainedModel, tokenizer: Any, text: bytes, tolerance: float = 1e-10
 ) -> None:

@@ -22,49 +22,49 @@ METHODS = (
     Method(
         "RED",
         "p(y | image, q) · p(y | rationale, q)^λ / Z",
-        ("transformers",),
+        ("transformers", "vLLM"),
         "Yamaguchi et al., CVPR 2026, arXiv 2507.07685",
     ),
     Method(
         "ParallelICL",
         "Π_k p(y | chunk k, query)^w_k / Z, w = softmax(similarity / τ)",
-        ("transformers",),
+        ("transformers", "vLLM"),
         "Yamaguchi et al., CVPR 2026, arXiv 2603.16092",
     ),
     Method(
         "VCD",
         "p(y | image, q)^(1+α) / p(y | noised image, q)^α",
-        ("transformers",),
+        ("transformers", "vLLM"),
         "Leng et al., CVPR 2024, arXiv 2311.16922",
     ),
     Method(
         "ICD",
         "p(y | q)^(1+α) / p(y | disturbance, q)^α",
-        ("transformers",),
+        ("transformers", "vLLM"),
         "Wang et al., ACL Findings 2024, arXiv 2403.18715",
     ),
     Method(
         "CFG",
         "p(y | prompt)^γ · p(y | negative)^(1−γ)",
-        ("transformers",),
+        ("transformers", "vLLM"),
         "Sanchez et al., ICML 2024, arXiv 2306.17806",
     ),
     Method(
         "ContextAware",
         "p(y | context, q)^(1+α) / p(y | q)^α",
-        ("transformers",),
+        ("transformers", "vLLM"),
         "Shi et al., NAACL 2024, arXiv 2305.14739",
     ),
     Method(
         "ContrastiveDecoding",
         "p_expert / p_amateur   or   p_expert^(1+β) / p_amateur^β",
-        ("transformers",),
+        ("transformers", "vLLM"),
         "Li et al., ACL 2023, arXiv 2210.15097; O'Brien and Lewis, arXiv 2309.09117",
     ),
     Method(
         "Ensemble",
         "Σ_i w_i q_i(s)   or   Π_i q_i(s)^w_i / Z, models with different tokenizers, s a byte",
-        ("transformers",),
+        ("transformers", "vLLM"),
         "Chijiwa et al., ICLR 2026, arXiv 2510.08102",
     ),
     Method(
@@ -76,13 +76,13 @@ METHODS = (
     Method(
         "PortableReward",
         "p_base(y) e^{β r(y)} / Z, r trained once; tuned and untuned models as signed weights",
-        ("transformers",),
+        ("transformers", "vLLM"),
         "Chijiwa et al., ICML 2025, arXiv 2502.12776",
     ),
     Method(
         "CoupledLM",
         "Π_k p_k(y)^w_k / Z   or   Σ_k w_k p_k(y)",
-        ("transformers",),
+        ("transformers", "vLLM"),
         "any group of your own",
     ),
 )
