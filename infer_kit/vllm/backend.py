@@ -331,15 +331,21 @@ class VllmBackend(MadeBackend):
             tokens=tokens,
             ended=ended,
             cut=[o.outputs[0].finish_reason == "length" for o in outputs],
-            traces=self._traces(groups, planned, pool) if traced else None,
+            traces=self._traces(groups, planned, pool, tokens) if traced else None,
             engines=("vllm",),
             output=VllmOutput(_padded(prompts, tokens, pad_token(config)), list(outputs)),
         )
 
-    def _traces(self, groups: Sequence[Group], planned: Sequence["Plan"], pool: str) -> list[Trace]:
+    def _traces(
+        self,
+        groups: Sequence[Group],
+        planned: Sequence["Plan"],
+        pool: str,
+        tokens: Sequence[Sequence[int]],
+    ) -> list[Trace]:
         kept = self.engine.rpc("infer_kit_take_traces", [plan.name for plan in planned])
         traces = []
-        for plan in planned:
+        for plan, ids in zip(planned, tokens, strict=True):
             streams = groups[plan.group].streams
             figures, ran = statistics_of(kept[plan.name]), sorted(plan.ran)
             slots = [plan.ran.index(k) for k in ran]
@@ -347,7 +353,7 @@ class VllmBackend(MadeBackend):
                 trace_of(
                     figures,
                     0,
-                    figures.chosen.shape[1],
+                    len(ids),  # asynchronous scheduling draws one more before it knows the end
                     slots=slots,
                     streams=[streams[k].name for k in ran],
                     idle=[streams[k].name for k in sorted(plan.idle)],

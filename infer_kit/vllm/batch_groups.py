@@ -25,6 +25,7 @@ class Alike:
         pooling: the pool, with the weights of each group.
         rows: `[R, K]` rows of the streams that have a say. leaders: `[R]` rows of the leaders.
         lattice: (first, step by group, step by stream) where that is what `rows` are, else None.
+        order: `[R]` 0 to R − 1.
         names: of the R groups. rules: theirs.
         kept: places of the groups whose figures are kept.
     """
@@ -32,6 +33,7 @@ class Alike:
     pooling: Pooling
     rows: Tensor
     leaders: Tensor
+    order: Tensor
     lattice: tuple[int, int, int] | None
     names: tuple[str, ...]
     rules: tuple[PoolRule, ...]
@@ -139,9 +141,10 @@ class BatchGroups:
         out = []
         for alike in self._alike:
             streams = alike.streams_of(logits)
-            request = torch.arange(len(alike.names), device=logits.device)
-            weights = alike.pooling.weights_at(streams, request, 0)
-            pooled = alike.pooling(streams, weights, request)
+            weights = alike.pooling.weights  # of the R groups, in their order
+            if weights is None:
+                weights = alike.pooling.weights_at(streams, alike.order, 0)
+            pooled = alike.pooling(streams, weights, alike.order)
             out.append(Pooled(alike, streams, weights, pooled))
         for part in out:
             logits[part.alike.leaders] = part.pooled[:, 0]
@@ -199,6 +202,7 @@ def _alike(
                 pooling,
                 rows,
                 torch.tensor([whole[n][0][0] for n in names], device=device),
+                torch.arange(len(names), device=device),
                 _lattice([[row for row, _ in chosen[n]] for n in names]),
                 tuple(names),
                 rules,

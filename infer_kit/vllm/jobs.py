@@ -108,6 +108,8 @@ def check_fits(streams: Sequence[WeightedInput], config: "VllmConfig", where: st
     limit = config.model_config.max_model_len
     for k, stream in enumerate(streams):
         length = len(_ids(stream.input))
+        if not length:
+            raise InferKitError(f"{where}, stream {k}: the prompt is empty.")
         if length >= limit:
             raise PromptTooLong(
                 f"{where}, stream {k}: the prompt is {length:,} tokens, the engine takes "

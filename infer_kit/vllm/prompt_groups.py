@@ -52,7 +52,7 @@ def group_job(
             parsed = parse_model_prompt(config.model_config, group.streams[k].context)
             # apart from the cache that takes what is rendered as sent: a refused group is not
             (made,) = renderer.render_cmpl([parsed], tokens, skip_mm_cache=True)
-        except (ValueError, TypeError, RuntimeError) as error:
+        except Exception as error:  # vLLM's own kinds are no ValueError
             raise InferKitError(f"{where}, stream {k}: vLLM cannot take it: {error}") from error
         streams.append(WeightedInput(made, group.streams[k].weight))
     experts = tuple(order.index(k) for k in group.experts or ()) if plausibility else (0,)

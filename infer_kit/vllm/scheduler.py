@@ -1,9 +1,9 @@
 """vLLM's scheduler, taught that the members of a group draw in the same step or not at all.
 
 A group waits outside vLLM's queues until all its members are there and will find slots. Then each
-member's prompt is read up to its last token and no further. When every member has one token left,
-all of them are run together at the front of the running list, once there are blocks for all; so a
-group never draws in part. Plain requests are scheduled as ever.
+member's prompt is read up to its last token and no further, unless one step reads all there is.
+When every member has one token left, all of them are run together at the front of the running list,
+once there are blocks for all; so a group never draws in part. Plain requests are scheduled as ever.
 """
 
 import time
@@ -26,7 +26,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from infer_kit.vllm.description import KEY, Embedded, InvalidGroup, parse
 from infer_kit.vllm.names import check_attributes, check_version
-from infer_kit.vllm.scheduled_groups import GroupBook, ScheduledGroup, is_idle
+from infer_kit.vllm.scheduled_groups import GroupBook, ScheduledGroup, is_idle, remaining
 from infer_kit.vllm.settings import check_settings
 
 logger = init_logger(__name__)
@@ -89,7 +89,11 @@ class _GroupScheduling(Scheduler):
         except InvalidGroup as error:
             super().add_request(request)
             logger.error("Request %s: %s", request.request_id, error)
-            self._finish([request], RequestStatus.FINISHED_ERROR, tell=True)
+            spoilt = self._book.of(request)  # the last member may show that the group cannot be
+            if spoilt is not None:
+                self._end(spoilt, RequestStatus.FINISHED_ERROR)
+            else:
+                self._finish([request], RequestStatus.FINISHED_ERROR, tell=True)
             return
         for each in (request, *followers):
             super().add_request(each)
@@ -159,11 +163,14 @@ class _GroupScheduling(Scheduler):
             return super().schedule(*args, **kwargs)
         if self._pause_state == PauseState.UNPAUSED:
             self._admit()
-        for group in list(self._admitted.values()):
+        for group in list(self._admitted.values()) if self._outside else ():
             waits = self._newcomers(group) and group.is_ready()
             if waits and self._can_run_alone(group):
                 return self._run_alone(group, *args, **kwargs)
-        self._release()
+        if self._all_fit(*args, **kwargs):
+            self._release_all()
+        else:
+            self._release()
         with self._room_kept():
             output = super().schedule(*args, **kwargs)
         self._check_whole(output)
@@ -194,6 +201,42 @@ class _GroupScheduling(Scheduler):
     def _newcomers(self, group: ScheduledGroup) -> list[Request]:
         """Members of one token that are to enter with the group's first draw."""
         return [r for r in group.requests() if r.request_id in self._outside]
+
+    def _all_fit(self, throttle_prefills: bool = False) -> bool:
+        """Whether this step will read all that is left of every request there is.
+
+        Then groups need not stop one token short: all their members end their prompts together.
+        """
+        if throttle_prefills or self._outside or self._made_room:
+            return False
+        if all(group.begun for group in self._admitted.values()):
+            return False  # nobody would gain
+        if len(self.running) + len(self.waiting) > self._most_running():
+            return False
+        if any(map(len, (getattr(self, name, ()) for name in _OTHER_QUEUES))):
+            return False
+        if self.scheduler_config.long_prefill_token_threshold > 0 or self._has_special_prefills():
+            return False
+        if not all(is_idle(r) and not r.lora_request for r in self.waiting):
+            return False
+        every = [*self.running, *self.waiting]
+        if any(r.has_encoder_inputs for r in every):
+            return False
+        if sum(map(remaining, every)) > self._step_tokens():
+            return False
+        managers = self.kv_cache_manager.coordinator.single_type_managers
+        blocks = sum(cdiv(remaining(r), m.block_size) + 1 for r in every for m in managers)
+        return 2 * blocks <= self._free_block_count()
+
+    def _has_special_prefills(self) -> bool:
+        """Whether this model's prompts may be cut elsewhere than where the budget ends."""
+        return self.is_encoder_decoder or getattr(self, "need_mamba_block_aligned_split", False)
+
+    def _release_all(self) -> None:
+        """Let every group draw in this step, whatever its members have still to read."""
+        for group in self._admitted.values():
+            group.begun = True
+            self._released.update(r.request_id for r in group.members.values())
 
     def _release(self) -> None:
         """Let the groups that are ready draw, as many as there is room for, before all others."""
@@ -367,7 +410,8 @@ class _GroupScheduling(Scheduler):
     def _get_local_prefix_cache_hit(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """A hit that leaves one token gives a block back: a member has to read something."""
         blocks, hit, *rest = super()._get_local_prefix_cache_hit(request, *args, **kwargs)
-        if hit == 0 or hit < request.num_tokens - 1 or self._book.of(request) is None:
+        free = request.request_id in self._released or self._book.of(request) is None
+        if free or hit == 0 or hit < request.num_tokens - 1:
             return (blocks, hit, *rest)
         manager = self.kv_cache_manager
         kept = (hit - 1) // self.block_size * self.block_size
