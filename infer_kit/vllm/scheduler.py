@@ -242,6 +242,7 @@ class _GroupScheduling(Scheduler):
         """Let the groups that are ready draw, as many as there is room for, before all others."""
         front: list[Request] = []
         budget, free = self._step_tokens(), self._free_block_count()
+        kinds = len(self.kv_cache_manager.coordinator.single_type_managers)
         ready = [g for g in self._admitted.values() if g.is_running and g.is_ready()]
         for group in ready:
             members = group.requests()
@@ -249,7 +250,9 @@ class _GroupScheduling(Scheduler):
                 continue  # it made room for another
             if len(front) + len(members) > budget:
                 break
-            needed = sum(map(self._blocks_needed, members))
+            needed = len(members) * kinds  # at most: exact figures are for when it is tight
+            if needed > free:
+                needed = sum(map(self._blocks_needed, members))
             while needed > free and self._make_room(group, front):
                 free = self._free_block_count() - sum(map(self._blocks_needed, front))
             if needed > free:
