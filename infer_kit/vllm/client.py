@@ -115,5 +115,5 @@ def unpacked(name: str, value: Any) -> Any:
         return value
     try:
         return json.loads(value)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InferKitError(f"{name} is not JSON: {error}.") from error

@@ -28,6 +28,7 @@ from infer_kit.errors import InferKitError
 KEY = "coupled"
 MODES = ("product", "mixture")
 MOST_STREAMS = 256
+LARGEST_WEIGHT = 1e6
 
 _POOL_KEYS = (
     "mode", "plausibility", "experts", "kl_budget", "direction", "trace", "forced", "tables"
@@ -136,15 +137,18 @@ class Embedded:
         return Embedded(
             tuple(self.weights[k] for k in kept),
             tuple(self.prompts[k - 1] for k in kept[1:]),
-            replace(
-                self.rule, experts=tuple(kept.index(k) for k in self.rule.experts if k in kept)
-            ),
+            replace(self.rule, experts=experts_among(self.rule.experts, kept)),
         )
 
     @property
     def is_plain(self) -> bool:
         """One stream of weight 1: the request is what it would be without a group."""
         return self.weights == (1.0,) and self.rule == PoolRule(self.rule.mode)
+
+
+def experts_among(experts: Sequence[int], kept: Sequence[int]) -> tuple[int, ...]:
+    """Experts by their places among the streams that are kept; the first where none is left."""
+    return tuple(kept.index(k) for k in experts if k in kept) or (0,)
 
 
 def parse(value: Any) -> Member | Embedded:
@@ -159,7 +163,7 @@ def parse(value: Any) -> Member | Embedded:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidGroup(f"'{KEY}' is not JSON: {error}.") from error
     if not isinstance(value, Mapping):
         raise InvalidGroup(f"'{KEY}' is an object, got {_shown(value)}.")
@@ -173,7 +177,13 @@ def parse(value: Any) -> Member | Embedded:
 
 def check_weights(weights: Sequence[float], rule: PoolRule) -> None:
     """Raise `InvalidGroup` unless a group can have these weights, its own streams' all."""
+    if any(e >= len(weights) for e in rule.experts):
+        raise InvalidGroup(f"'experts' is {list(rule.experts)}, of {len(weights)} streams.")
+    if any(abs(w) > LARGEST_WEIGHT for w in (*weights, *rule.direction)):
+        raise InvalidGroup(f"Weights are at most {LARGEST_WEIGHT:g}, got {list(weights)}.")
     if rule.kl_budget is not None:
+        if all(d == 0 for d in rule.direction) or all(w == 0 for w in weights):
+            raise InvalidGroup("Of a budget neither the weights nor the direction are all 0.")
         if len(rule.direction) != len(weights):
             raise InvalidGroup(
                 f"'direction' has {len(rule.direction)} numbers for {len(weights)} streams."
@@ -187,8 +197,6 @@ def check_weights(weights: Sequence[float], rule: PoolRule) -> None:
         raise InvalidGroup(f"All weights of the group are 0: {list(weights)}.")
     if rule.mode == "mixture" and any(w < 0 for w in weights):
         raise InvalidGroup(f"A mixture's weights are ≥ 0, got {list(weights)}.")
-    if any(e >= len(weights) for e in rule.experts):
-        raise InvalidGroup(f"'experts' is {list(rule.experts)}, of {len(weights)} streams.")
     if rule.plausibility and all(weights[e] == 0 for e in rule.experts):
         raise InvalidGroup(
             f"'experts' {list(rule.experts)} say what is plausible, but have weight 0."
@@ -315,8 +323,11 @@ def _check_keys(value: Mapping[str, Any], known: Sequence[str], name: str) -> No
 
 
 def _number(value: Any, name: str) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or (isinstance(value, float) and not math.isfinite(value)):
         raise InvalidGroup(f"{name} is a finite number, got {_shown(value)}.")
+    if abs(value) > LARGEST_WEIGHT:
+        raise InvalidGroup(f"{name} is at most {LARGEST_WEIGHT:g}, got {_shown(value)}.")
     return float(value)
 
 

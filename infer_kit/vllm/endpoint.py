@@ -22,6 +22,8 @@ from infer_kit.vllm.served_methods import ServedMethods
 from infer_kit.vllm.serving import GroupClient, MethodChat
 from infer_kit.vllm.settings import check_active
 
+_MOST_THREADS = 64
+
 
 class CoupledChatRequest(ChatCompletionRequest):
     """A chat with `coupled`: `{"mode", "weight", "members": [{"messages", "weight"}]}`."""
@@ -64,7 +66,8 @@ class MethodsEndpoint:
                 shown = url if len(url) <= 60 else url[:57] + "..."
                 raise InferKitError(f"Image {shown!r} cannot be read: {error}") from error
 
-        methods = ServedMethods(backend, fetch)
+        threads = min(max(config.scheduler_config.max_num_seqs, 8), _MOST_THREADS)
+        methods = ServedMethods(backend, fetch, threads)
         for serving in (state.openai_serving_chat, state.openai_serving_completion):
             serving.engine_client = GroupClient(engine_client, methods)
         state.openai_serving_chat = MethodChat(state.openai_serving_chat, methods, engine_client)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 _SHOW_PROGRESS_FROM = 64  # requests
+_FIGURES_AT_A_TIME = 512  # answers
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,39 @@ class Engine(Protocol):
     def rpc(self, method: str, *args: Any) -> Any:
         """What a method of `CoupledWorker` returns on the first worker."""
         ...
+
+
+def run_for_figures(
+    engine: Engine,
+    jobs: Sequence[Job],
+    names: Sequence[str],
+    heard: Callable[[Sequence[int]], None] | None = None,
+) -> tuple[list[RequestOutput], dict[str, Any]]:
+    """Run jobs whose figures are kept in the worker, and take these, slice by slice.
+
+    Args:
+        names: under which the jobs' figures are kept.
+
+    Returns:
+        The answers, and the figures by name (`CoupledWorker.infer_kit_take_traces`).
+
+    Raises:
+        InferKitError: the engine has let go of some figures.
+    """
+    outputs: list[RequestOutput] = []
+    figures: dict[str, Any] = {}
+    for start in range(0, len(jobs), _FIGURES_AT_A_TIME):
+        part = slice(start, start + _FIGURES_AT_A_TIME)
+        outputs += engine.run(jobs[part], heard)
+        figures |= engine.rpc("infer_kit_take_traces", list(names[part]))
+    lost = [name for name in names if name not in figures]
+    failed = any(output.outputs[0].finish_reason == "error" for output in outputs)
+    if lost and not failed:
+        raise InferKitError(
+            f"The engine kept no figures of {len(lost)} of {len(names)} answers.",
+            hint="Ask for fewer or shorter answers at a time, or pass trace=False.",
+        )
+    return outputs, figures
 
 
 class OfflineEngine:

@@ -8,7 +8,14 @@ from uuid import uuid4
 from vllm.sampling_params import SamplingParams
 
 from infer_kit.errors import InferKitError, PromptTooLong
-from infer_kit.vllm.description import KEY, Embedded, Member, PoolRule, check_weights
+from infer_kit.vllm.description import (
+    KEY,
+    Embedded,
+    Member,
+    PoolRule,
+    check_weights,
+    experts_among,
+)
 from infer_kit.vllm.engines import Job
 from infer_kit.vllm.processor import check_sampling
 from infer_kit.vllm.scheduled_groups import follower_params
@@ -48,8 +55,8 @@ def job_of(
     check_weights([stream.weight for stream in streams], rule)
     if not rule.needs_all:
         kept = [k for k, stream in enumerate(streams) if k == 0 or stream.weight != 0]
-        experts = tuple(kept.index(k) for k in rule.experts if k in kept)
-        streams, rule = [streams[k] for k in kept], replace(rule, experts=experts)
+        rule = replace(rule, experts=experts_among(rule.experts, kept))
+        streams = [streams[k] for k in kept]
     check_fits(streams, config, where)
     weights = tuple(stream.weight for stream in streams)
     others = tuple(tuple(_ids(stream.input)) for stream in streams[1:])

@@ -41,7 +41,7 @@ except ImportError:  # vLLM 0.30 has runner V1 alone
         """Stands for the interface that this vLLM lacks."""
 
 
-_MOST_TRACES = 4096
+_MOST_FIGURES = 2**20  # tokens whose figures are kept, of groups that nobody has asked for yet
 
 
 class CoupledLogitsProcessor(LogitsProcessor, LogitsProcessorV2):
@@ -58,6 +58,7 @@ class CoupledLogitsProcessor(LogitsProcessor, LogitsProcessorV2):
         self._slots: dict[int, Member] = {}  # runner V2: by slot of the request
         self._groups: BatchGroups | None = None
         self._layout: bytes = b""
+        self._figures = 0  # tokens in `traces`
         self.traces: dict[str, dict[int, TokenStatistics | Tensor]] = {}
         if third is None:
             self._states = second
@@ -141,10 +142,17 @@ class CoupledLogitsProcessor(LogitsProcessor, LogitsProcessorV2):
             for name, figures in part.figures(sampled).items():
                 if name not in steps:
                     continue
-                key = groups.rules[name].trace
-                if key not in self.traces and len(self.traces) >= _MOST_TRACES:
-                    del self.traces[next(iter(self.traces))]  # nobody came for it
-                self.traces.setdefault(key, {})[steps[name]] = figures
+                kept = self.traces.setdefault(groups.rules[name].trace, {})
+                self._figures += steps[name] not in kept
+                kept[steps[name]] = figures
+        while self._figures > _MOST_FIGURES and len(self.traces) > 1:
+            self.take(next(iter(self.traces)))  # nobody came for it
+
+    def take(self, name: str) -> dict[int, TokenStatistics | Tensor]:
+        """The figures that are kept under a name, by step; they are forgotten here."""
+        kept = self.traces.pop(name, {})
+        self._figures -= len(kept)
+        return kept
 
 
 def check_sampling(group: Member | Embedded, params: SamplingParams) -> None:
@@ -175,8 +183,11 @@ def _member(params: SamplingParams) -> Member | None:
     value = (params.extra_args or {}).get(KEY)
     if value is None:
         return None
-    member = parse(value)
-    # the scheduler has written the external form; another one belongs to a request that it refuses
+    try:
+        member = parse(value)
+    except InvalidGroup:  # of a request that the scheduler refuses: nothing may be raised here
+        return None
+    # the scheduler has written the external form; another one it refuses too
     return member if isinstance(member, Member) else None
 
 

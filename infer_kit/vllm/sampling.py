@@ -1,5 +1,6 @@
 """The keywords of `generate` as vLLM's `SamplingParams`; what vLLM cannot do is refused by name."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ _REFUSED_SETTINGS: dict[str, tuple[tuple[Any, ...], str]] = {
     "output_attentions": ((None, False), "leave it out"),
     "output_hidden_states": ((None, False), "leave it out"),
 }
+_MOST_SUPPRESSED = 1024  # of model runner V2
 _DEFAULT_NEW_TOKENS = 20  # transformers' own, where neither max_new_tokens nor max_length is set
 
 
@@ -95,13 +97,14 @@ def params_of(
     else:
         config = resolve(kwargs, len(prompt_lengths), lm)
         longest = max(prompt_lengths)
-        params = [_params(config, longest, lm) for _ in prompt_lengths]
+        given = _max_length_is_given(kwargs, lm)
+        params = [_params(config, longest, given) for _ in prompt_lengths]
     for place, limit in enumerate(limits or ()):
         params[place].max_tokens = limit
     return params
 
 
-def _params(config: GenerationConfig, padded: int, lm: PreTrainedModel) -> "SamplingParams":
+def _params(config: GenerationConfig, padded: int, length_is_given: bool) -> "SamplingParams":
     from vllm.sampling_params import SamplingParams
 
     sampled: dict[str, Any] = {"temperature": 0.0}
@@ -112,31 +115,36 @@ def _params(config: GenerationConfig, padded: int, lm: PreTrainedModel) -> "Samp
             "top_p": 1.0 if config.top_p is None else config.top_p,
             "min_p": config.min_p or 0.0,
         }
-    bias = {int(token): -100.0 for token in config.suppress_tokens or ()}
-    allowed = None
-    if bias:
-        # a bias leaves a chance; −inf does not, as in transformers
-        vocabulary = lm.config.get_text_config(decoder=True).vocab_size
-        allowed = [token for token in range(vocabulary) if token not in bias]
+    suppressed = [int(token) for token in config.suppress_tokens or ()]
+    if len(suppressed) > _MOST_SUPPRESSED:
+        raise UnsupportedArgument(
+            f"suppress_tokens has {len(suppressed)} tokens; vLLM takes {_MOST_SUPPRESSED}."
+        )
     return SamplingParams(
         **sampled,
         n=config.num_return_sequences or 1,
         repetition_penalty=config.repetition_penalty or 1.0,
-        max_tokens=_new_tokens(config, padded),
-        min_tokens=_least_tokens(config, padded),
+        max_tokens=(most := _new_tokens(config, padded, length_is_given)),
+        min_tokens=min(_least_tokens(config, padded), most),
         stop=config.stop_strings,
         stop_token_ids=sorted(end_tokens(config)),
         ignore_eos=True,  # the end tokens are those of the config, not of the tokenizer
         include_stop_str_in_output=True,  # as in transformers
-        allowed_token_ids=allowed,
+        logit_bias=dict.fromkeys(suppressed, -math.inf) or None,
     )
 
 
-def _new_tokens(config: GenerationConfig, padded: int) -> int:
+def _max_length_is_given(kwargs: Mapping[str, Any], lm: PreTrainedModel) -> bool:
+    """Whether somebody has said how long a sequence may be, as transformers finds out."""
+    given = kwargs.get("generation_config")
+    lengths = (kwargs.get("max_length"), getattr(given, "max_length", None))
+    return any(v is not None for v in (*lengths, lm.generation_config.max_length))
+
+
+def _new_tokens(config: GenerationConfig, padded: int, length_is_given: bool) -> int:
     if config.max_new_tokens is not None:
         return config.max_new_tokens
-    default = GenerationConfig._get_default_generation_params().get("max_length")
-    if config.max_length is None or config.max_length == default:
+    if not length_is_given:
         return _DEFAULT_NEW_TOKENS
     if config.max_length <= padded:
         raise UnsupportedArgument(

@@ -130,8 +130,11 @@ class GroupBook:
         params = leader.sampling_params
         assert params is not None
         if group.is_plain:
+            params = leader.sampling_params = params.clone()  # n answers may share one object
             params.extra_args = {k: v for k, v in (params.extra_args or {}).items() if k != KEY}
             return []
+        _check_leader(leader)
+        self._check_ids("'forced'", group.rule.forced)
         for k, prompt in enumerate(group.prompts):
             self._check_prompt(f"member {k}", prompt)
         own = group.member(leader.request_id, 0)
@@ -154,7 +157,9 @@ class GroupBook:
             InvalidGroup: it can never run, or does not fit to the others.
         """
         self._check_size(info.id, info.size)
-        assert request.prompt_token_ids is not None
+        _check_leader(request)
+        if info.rule is not None:
+            self._check_ids("'forced'", info.rule.forced)
         if request.num_prompt_tokens >= self.max_model_len:
             raise self._too_long(f"index {info.index}", request.num_prompt_tokens)
         group = self.groups.get(info.id) or ScheduledGroup(info.id, info.size, embedded=False)
@@ -186,8 +191,8 @@ class GroupBook:
 
     def _lead(self, leader: Request, info: Member) -> None:
         """Write the checked description where the workers read it."""
-        params = leader.sampling_params
-        assert params is not None
+        assert leader.sampling_params is not None
+        params = leader.sampling_params = leader.sampling_params.clone()  # n answers may share one
         if needs_own_draws(params, self.stateless_noise):
             info = replace(info, seed=params.seed)
             params.seed = None
@@ -212,7 +217,10 @@ class GroupBook:
     def _check_prompt(self, name: str, prompt: tuple[int, ...]) -> None:
         if len(prompt) >= self.max_model_len:
             raise self._too_long(name, len(prompt))
-        largest = max(prompt)
+        self._check_ids(name, prompt)
+
+    def _check_ids(self, name: str, ids: tuple[int, ...]) -> None:
+        largest = max(ids, default=0)
         if largest >= self.vocab_size:
             raise InvalidGroup(
                 f"{name} has token id {largest}; the vocabulary has {self.vocab_size} tokens."
@@ -222,6 +230,14 @@ class GroupBook:
         return InvalidGroup(
             f"{name} has {tokens} tokens; the model takes {self.max_model_len} with the answer."
         )
+
+
+def _check_leader(request: Request) -> None:
+    """Raise `InvalidGroup` for a request that no group can have."""
+    if request.prompt_token_ids is None or request.prompt_embeds is not None:
+        raise InvalidGroup("The prompts of a group are token ids, not embeddings.")
+    if request.use_structured_output and request.num_prompt_tokens == 1:
+        raise InvalidGroup("Structured outputs need a first stream of two tokens or more.")
 
 
 def _follower(leader: Request, info: Member, prompt: list[int]) -> Request:

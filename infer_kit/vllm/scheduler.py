@@ -18,7 +18,6 @@ from vllm.utils.math_utils import cdiv
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
@@ -27,12 +26,12 @@ from vllm.v1.request import Request, RequestStatus
 from infer_kit.vllm.description import KEY, Embedded, InvalidGroup, parse
 from infer_kit.vllm.names import check_attributes, check_version
 from infer_kit.vllm.scheduled_groups import GroupBook, ScheduledGroup, is_idle, remaining
+from infer_kit.vllm.scheduler_room import OTHER_QUEUES, RoomKeeping
 from infer_kit.vllm.settings import check_settings
 
 logger = init_logger(__name__)
 
 _ATTRIBUTES = ("running", "waiting", "requests", "kv_cache_manager", "_pause_state", "policy")
-_OTHER_QUEUES = ("kv_holding_waiting", "skipped_waiting")  # one or the other, by version
 _SLOTS = "max_num_running_reqs"
 _TOO_LARGE = "its streams do not fit into the KV cache together"
 
@@ -46,12 +45,8 @@ def coupled_scheduler(*args: Any, **kwargs: Any) -> Scheduler:
     return kind(*args, **kwargs)
 
 
-class _GroupScheduling(Scheduler):
+class _GroupScheduling(RoomKeeping):
     """What is added to either scheduler."""
-
-    running: list[Request]
-    waiting: Any
-    max_num_running_reqs: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -67,6 +62,9 @@ class _GroupScheduling(Scheduler):
         )
         self._backlog: deque[ScheduledGroup] = deque()  # complete, not yet admitted, oldest first
         self._admitted: dict[str, ScheduledGroup] = {}
+        self._preempted: dict[
+            str, ScheduledGroup
+        ] = {}  # in the backlog, perhaps with tokens to come
         self._outside: set[str] = set()  # requests that are in none of vLLM's queues
         self._released: set[str] = set()  # requests whose last token may be read in this step
         self._made_room = False  # in this step: nobody enters, lest the room be taken
@@ -132,6 +130,7 @@ class _GroupScheduling(Scheduler):
         """End what is left of a group, and let the client know of the requests that are its own."""
         self._book.forget(group)
         self._admitted.pop(group.id, None)
+        self._preempted.pop(group.id, None)
         requests = group.requests()
         own = requests[:1] if group.embedded else requests
         self._finish(own, status, tell=True)
@@ -144,15 +143,18 @@ class _GroupScheduling(Scheduler):
         if tell:
             self._untold += ended
 
-    def get_num_unfinished_requests(self) -> int:
-        waiting = len(self._outside) if self._pause_state == PauseState.UNPAUSED else 0
-        return super().get_num_unfinished_requests() + waiting
+    def get_request_counts(self) -> tuple[int, int]:
+        running, waiting = super().get_request_counts()
+        return running, waiting + len(self._outside)
 
-    def make_stats(self, *args: Any, **kwargs: Any) -> Any:
-        stats = super().make_stats(*args, **kwargs)
-        if stats is not None:
-            stats.num_waiting_reqs += len(self._outside)
-        return stats
+    def get_num_unfinished_requests(self) -> int:
+        unfinished = super().get_num_unfinished_requests()
+        # of the versions that groups run on, the older one does not ask get_request_counts
+        asks = not hasattr(self, "skipped_waiting")
+        return unfinished + (0 if asks or self._is_paused() else len(self._outside))
+
+    def _is_paused(self) -> bool:
+        return self._pause_state != PauseState.UNPAUSED
 
     # -- a step -----------------------------------------------------------------------------
 
@@ -161,16 +163,19 @@ class _GroupScheduling(Scheduler):
         self._made_room = False
         if not self._book or self._pause_state == PauseState.PAUSED_ALL:
             return super().schedule(*args, **kwargs)
-        if self._pause_state == PauseState.UNPAUSED:
+        throttled = bool(args[0] if args else kwargs.get("throttle_prefills", False))
+        if self._is_paused():
+            self._set_aside_half_read()
+        else:
             self._admit()
-        for group in list(self._admitted.values()) if self._outside else ():
-            waits = self._newcomers(group) and group.is_ready()
-            if waits and self._can_run_alone(group):
-                return self._run_alone(group, *args, **kwargs)
-        if self._all_fit(*args, **kwargs):
+            for group in list(self._admitted.values()) if self._outside else ():
+                waits = self._newcomers(group) and group.is_ready()
+                if waits and self._can_run_alone(group):
+                    return self._run_alone(group, *args, **kwargs)
+        if self._all_fit(throttled):
             self._release_all()
         else:
-            self._release()
+            self._release(throttled)
         with self._room_kept():
             output = super().schedule(*args, **kwargs)
         self._check_whole(output)
@@ -191,6 +196,7 @@ class _GroupScheduling(Scheduler):
                     break
                 taken += group.size
                 self._admitted[group.id] = group
+                self._preempted.pop(group.id, None)
             self._backlog.popleft()
         for group in self._admitted.values() if self._outside else ():
             for request in self._newcomers(group):
@@ -198,22 +204,28 @@ class _GroupScheduling(Scheduler):
                     self._outside.discard(request.request_id)
                     super()._enqueue_waiting_request(request)
 
+    def _set_aside_half_read(self) -> None:
+        """A pause lets what runs come to its end; groups whose members still wait never would."""
+        for group in list(self._admitted.values()):
+            if not group.is_running:
+                self._preempt_whole(group.requests()[0])
+
     def _newcomers(self, group: ScheduledGroup) -> list[Request]:
         """Members of one token that are to enter with the group's first draw."""
         return [r for r in group.requests() if r.request_id in self._outside]
 
-    def _all_fit(self, throttle_prefills: bool = False) -> bool:
+    def _all_fit(self, throttled: bool) -> bool:
         """Whether this step will read all that is left of every request there is.
 
         Then groups need not stop one token short: all their members end their prompts together.
         """
-        if throttle_prefills or self._outside or self._made_room:
+        if throttled or self._is_paused() or self._outside or self._made_room:
             return False
         if all(group.begun for group in self._admitted.values()):
             return False  # nobody would gain
         if len(self.running) + len(self.waiting) > self._most_running():
             return False
-        if any(map(len, (getattr(self, name, ()) for name in _OTHER_QUEUES))):
+        if any(map(len, (getattr(self, name, ()) for name in OTHER_QUEUES))):
             return False
         if self.scheduler_config.long_prefill_token_threshold > 0 or self._has_special_prefills():
             return False
@@ -228,17 +240,13 @@ class _GroupScheduling(Scheduler):
         blocks = sum(cdiv(remaining(r), m.block_size) + 1 for r in every for m in managers)
         return 2 * blocks <= self._free_block_count()
 
-    def _has_special_prefills(self) -> bool:
-        """Whether this model's prompts may be cut elsewhere than where the budget ends."""
-        return self.is_encoder_decoder or getattr(self, "need_mamba_block_aligned_split", False)
-
     def _release_all(self) -> None:
         """Let every group draw in this step, whatever its members have still to read."""
         for group in self._admitted.values():
             group.begun = True
             self._released.update(r.request_id for r in group.members.values())
 
-    def _release(self) -> None:
+    def _release(self, throttled: bool) -> None:
         """Let the groups that are ready draw, as many as there is room for, before all others."""
         front: list[Request] = []
         budget, free = self._step_tokens(), self._free_block_count()
@@ -248,6 +256,8 @@ class _GroupScheduling(Scheduler):
             members = group.requests()
             if group.id not in self._admitted:
                 continue  # it made room for another
+            if throttled and len({r.is_prefill_chunk for r in members}) > 1:
+                continue  # vLLM leaves out those that read their prompts, in this step
             if len(front) + len(members) > budget:
                 break
             needed = len(members) * kinds  # at most: exact figures are for when it is tight
@@ -287,7 +297,7 @@ class _GroupScheduling(Scheduler):
             self.waiting.remove_requests(victims)
             getattr(self, "deferred_waiting", set()).difference_update(victims)
             self._outside.update(victim.request_id for victim in victims)
-            del self._admitted[group.id]
+            self._preempted[group.id] = self._admitted.pop(group.id)
             self._backlog.appendleft(group)
         self._made_room = True
 
@@ -301,10 +311,17 @@ class _GroupScheduling(Scheduler):
 
         Groups that are half read hold blocks, and each waits for those of another.
         """
-        if self._pause_state != PauseState.UNPAUSED:
+        if self._is_paused():
             return
         if any(r.num_in_flight_tokens for r in self.requests.values()):
             return  # something is still being computed and may free what is needed
+        running = RequestStatus.RUNNING
+        if any(
+            r.status != running and not is_idle(r)
+            for g in self._admitted.values()
+            for r in g.requests()
+        ):
+            return  # a grammar is being compiled
         stuck = [g for g in self._admitted.values() if any(map(is_idle, g.requests()))]
         if not stuck:
             return
@@ -365,24 +382,6 @@ class _GroupScheduling(Scheduler):
         finally:
             setattr(self, name, most)
 
-    @contextmanager
-    def _queues_aside(self, enter: Iterable[Request] = ()) -> Iterator[None]:
-        """Other requests than `enter` are not admitted meanwhile."""
-        names = ("waiting", *(name for name in _OTHER_QUEUES if hasattr(self, name)))
-        aside = {name: getattr(self, name) for name in names}
-        for name in names:
-            setattr(self, name, create_request_queue(self.policy))
-        for request in enter:
-            self.waiting.add_request(request)
-        try:
-            yield
-        finally:
-            come = {name: list(getattr(self, name)) for name in names}
-            for name in names:
-                setattr(self, name, aside[name])
-                for request in reversed(come[name]):  # preempted meanwhile
-                    aside[name].prepend_request(request)
-
     def _check_whole(self, output: SchedulerOutput) -> None:
         """A group of which only a part draws would diverge: end it with an error instead."""
         scheduled = output.num_scheduled_tokens
@@ -416,17 +415,18 @@ class _GroupScheduling(Scheduler):
         free = request.request_id in self._released or self._book.of(request) is None
         if free or hit == 0 or hit < request.num_tokens - 1:
             return (blocks, hit, *rest)
+        # looked up anew, not cut: layers with a window hold the blocks of a hit's own end alone
         manager = self.kv_cache_manager
-        kept = (hit - 1) // self.block_size * self.block_size
-        if kept == 0 or getattr(self, "has_mamba_layers", False):
-            return (manager.empty_kv_cache_blocks, 0, *rest)
-        return (manager.truncate_computed_blocks(blocks, kept), kept, *rest)
+        found, hit, *_ = manager.coordinator.find_longest_cache_hit(
+            request.block_hashes, request.num_tokens - 2
+        )
+        return (manager.create_kv_cache_blocks(found), hit, *rest)
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        if self._admitted:
+        if self._admitted or self._preempted:
             self._follow(outputs)
         for request in self._untold:
             _tell(outputs, request)
@@ -436,7 +436,7 @@ class _GroupScheduling(Scheduler):
     def _follow(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         """End groups of which a member has ended; hide the members that the client knows not."""
         hidden: set[str] = set()
-        for group in list(self._admitted.values()):
+        for group in [*self._admitted.values(), *self._preempted.values()]:
             requests = group.requests()
             if group.embedded:
                 hidden.update(r.request_id for r in requests[1:])
@@ -445,27 +445,6 @@ class _GroupScheduling(Scheduler):
         if hidden:
             for each in outputs.values():
                 each.outputs = [o for o in each.outputs if o.request_id not in hidden]
-
-    # -- figures ----------------------------------------------------------------------------
-
-    def _most_running(self) -> int:
-        return getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
-
-    def _step_tokens(self) -> int:
-        return min(self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens)
-
-    def _free_block_count(self) -> int:
-        return self.kv_cache_manager.block_pool.get_num_free_blocks()
-
-    def _blocks_needed(self, request: Request) -> int:
-        """Blocks for one more token: at most this many."""
-        tokens = request.num_computed_tokens + 1
-        return sum(
-            max(
-                0, cdiv(tokens, manager.block_size) - len(manager.req_to_blocks[request.request_id])
-            )
-            for manager in self.kv_cache_manager.coordinator.single_type_managers
-        )
 
 
 class _CoupledScheduler(_GroupScheduling):

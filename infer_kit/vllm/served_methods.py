@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +18,13 @@ from infer_kit.methods.recipe import Recipe
 from infer_kit.streams import Group, Stream
 from infer_kit.vllm.backend import VllmBackend
 from infer_kit.vllm.client import INPUTS, SERVED, check_settings_of, unpacked
-from infer_kit.vllm.description import MODES
+from infer_kit.vllm.description import LARGEST_WEIGHT, MODES
 from infer_kit.vllm.engines import Job, ThreadedEngine
 
 _KEPT_POOLS = 8  # fitted pools of demonstrations
 _FLAGS = ("normalize",)
+_RECORD = {"question", "answer", "image", "images"}
+_OF_INPUT = (TypeError, AttributeError, KeyError, OverflowError)
 
 Fetch = Callable[[str], Any]
 
@@ -56,6 +59,7 @@ class ServedMethods:
         self.fetch = fetch
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="infer_kit")
         self._fitted: OrderedDict[str, Any] = OrderedDict()
+        self._fitting = threading.Lock()
 
     async def answering(
         self, messages: list[Any], xargs: Mapping[str, Any], engine: Any
@@ -80,6 +84,8 @@ class ServedMethods:
         except asyncio.CancelledError:
             handle.cancel()
             raise
+        except _OF_INPUT as error:  # of a value that a method takes for what it is not
+            raise InferKitError(f"The request cannot be read: {error}") from error
 
     def job(self, answering: Answering, params: SamplingParams) -> Job:
         """The requests of an answer with its client's sampling parameters.
@@ -118,6 +124,8 @@ class ServedMethods:
         if "group" in xargs:
             return self._explicit(chat, xargs, backend)
         method = xargs.pop("method")
+        if not isinstance(method, str):
+            raise InferKitError(f"method is a text, got a {type(method).__name__}.")
         check_settings_of(method, xargs)
         given = {name: unpacked(name, value) for name, value in xargs.items()}
         for name in _FLAGS:
@@ -141,25 +149,36 @@ class ServedMethods:
         if not isinstance(demonstrations, list) or not demonstrations:
             raise InferKitError("parallel_icl needs demonstrations: a JSON list, not empty.")
         key = json.dumps([demonstrations, given], sort_keys=True)
-        if key not in self._fitted:
-            records = [self._record(record) for record in demonstrations]
-            self._fitted[key] = _recipe("parallel_icl", given, backend).fit(records)
-            while len(self._fitted) > _KEPT_POOLS:
-                self._fitted.popitem(last=False)
-        self._fitted.move_to_end(key)
-        recipe = copy.copy(self._fitted[key])
+        with self._fitting:
+            fitted = self._fitted.get(key)
+            if fitted is None:
+                records = [self._record(record) for record in demonstrations]
+                fitted = _recipe("parallel_icl", given, backend).fit(records)
+                self._fitted[key] = fitted
+                while len(self._fitted) > _KEPT_POOLS:
+                    self._fitted.popitem(last=False)
+            self._fitted.move_to_end(key)
+        recipe = copy.copy(fitted)
         recipe.backend = backend
         return recipe
 
     def _record(self, record: Any) -> Any:
-        if not isinstance(record, Mapping):
-            raise InferKitError(f"A demonstration is an object, got {type(record).__name__}.")
-        record = dict(record)
-        if isinstance(record.get("image"), str):
-            record["image"] = self.fetch(record["image"])
-        if isinstance(record.get("images"), list):
-            record["images"] = [self.fetch(url) for url in record["images"]]
-        return record
+        """A demonstration with its images opened by the server's rules, and by no other way."""
+        if not isinstance(record, Mapping) or set(record) - _RECORD:
+            raise InferKitError(f"A demonstration is an object of {sorted(_RECORD)}.")
+        out = dict(record)
+        if "image" in out:
+            out["image"] = self._image(out["image"])
+        if "images" in out:
+            if not isinstance(out["images"], list):
+                raise InferKitError("The images of a demonstration are a list of URLs.")
+            out["images"] = [self._image(url) for url in out["images"]]
+        return out
+
+    def _image(self, url: Any) -> Any:
+        if not isinstance(url, str):
+            raise InferKitError(f"An image is a URL, got a {type(url).__name__}.")
+        return self.fetch(url)
 
     def _explicit(self, chat: Chat, xargs: dict[str, Any], backend: VllmBackend) -> Answering:
         """A group of chats with weights of the client's own."""
@@ -167,10 +186,11 @@ class ServedMethods:
             raise InferKitError(f"{sorted(set(xargs) - {'group'})} beside group: give one of them.")
         try:
             value = json.loads(xargs["group"])
-        except (TypeError, json.JSONDecodeError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InferKitError(f"group is not JSON: {error}.") from error
-        if not isinstance(value, Mapping) or not isinstance(value.get("members"), list):
-            raise InferKitError("group is an object with a list of members.")
+        members = value.get("members") if isinstance(value, Mapping) else None
+        if not isinstance(members, list) or not members:
+            raise InferKitError("group is an object with a list of members, not empty.")
         known = {"weight", "mode", "members", "plausibility"}
         if set(value) - known:
             raise InferKitError(f"group has unknown keys {sorted(set(value) - known)}.")
@@ -197,9 +217,12 @@ class ServedMethods:
             if content is None:
                 raise InferKitError("A message has a role and a content.")
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            turns.append(
-                {"role": message.get("role"), "content": [self._part(part) for part in parts]}
-            )
+            role = message.get("role")
+            if not isinstance(role, str) or not isinstance(parts, list):
+                raise InferKitError(
+                    "A message has a role and a content, a text or a list of parts."
+                )
+            turns.append({"role": role, "content": [self._part(part) for part in parts]})
         (chat,), _ = as_chats(turns)
         return chat
 
@@ -208,11 +231,9 @@ class ServedMethods:
         if kind == "text":
             return {"type": "text", "text": part.get("text")}
         if kind == "image_url":
-            url = part["image_url"]
+            url = part.get("image_url")
             url = url.get("url") if isinstance(url, Mapping) else url
-            if not isinstance(url, str):
-                raise InferKitError("image_url has no url.")
-            return {"type": "image", "image": self.fetch(url)}
+            return {"type": "image", "image": self._image(url)}
         raise InferKitError(f"Content parts are of type 'text' or 'image_url', got {kind!r}.")
 
 
@@ -231,6 +252,7 @@ def _recipe(method: str, given: dict[str, Any], backend: VllmBackend) -> Any:
 
 def _weight(value: Mapping[str, Any]) -> float:
     weight = value.get("weight", 1.0)
-    if not isinstance(weight, int | float) or isinstance(weight, bool):
-        raise InferKitError(f"A weight is a number, got {weight!r}.")
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not is_number or not abs(weight) <= LARGEST_WEIGHT:
+        raise InferKitError(f"A weight is a number of at most {LARGEST_WEIGHT:g}.")
     return float(weight)

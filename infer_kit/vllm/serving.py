@@ -2,7 +2,7 @@
 
 import contextvars
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
@@ -10,7 +10,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 
 from infer_kit.errors import InferKitError
-from infer_kit.vllm.description import KEY, Embedded, parse
+from infer_kit.vllm.description import KEY, Embedded, Member, parse
 from infer_kit.vllm.engines import Job, stream
 from infer_kit.vllm.jobs import WeightedInput, check_fits
 from infer_kit.vllm.served_methods import Answering, ServedMethods
@@ -57,16 +57,29 @@ class GroupClient:
             yield output
 
     def _check(self, prompt: Any, params: SamplingParams) -> None:
-        """Refuse a group of a client's own that could never run, before the engine ends it."""
-        value = (params.extra_args or {}).get(KEY)
-        if value is None:
+        """Refuse what a client says of groups and cannot be, before the engine ends it."""
+        extra = params.extra_args or {}
+        for name in _OURS:
+            if name in extra:
+                raise refused(InferKitError(f"{name!r} is for chat completions, one at a time."))
+        if extra.get(KEY) is None:
             return
+        config = self._inner.vllm_config
         try:
-            group = parse(value)
-            if isinstance(group, Embedded):
-                inputs = [prompt, *({"prompt_token_ids": list(ids)} for ids in group.prompts)]
-                streams = [WeightedInput(i, 1.0) for i in inputs]
-                check_fits(streams, self._inner.vllm_config, "The group")
+            group = parse(extra[KEY])
+            rule = group.rule
+            if rule is not None and (rule.trace or rule.forced):
+                raise InferKitError("'trace', 'forced' and 'tables' are not for clients.")
+            if isinstance(group, Member) and config.parallel_config.data_parallel_size > 1:
+                raise InferKitError(
+                    "A group of several requests does not run with data parallelism: they may land "
+                    "on different engines. Send it as 'members'."
+                )
+            if not isinstance(prompt, Mapping) or not prompt.get("prompt_token_ids"):
+                raise InferKitError("The prompts of a group are token ids, not embeddings.")
+            others = group.prompts if isinstance(group, Embedded) else ()
+            inputs = [prompt, *({"prompt_token_ids": list(ids)} for ids in others)]
+            check_fits([WeightedInput(i, 1.0) for i in inputs], config, "The group")
         except InferKitError as error:
             raise refused(error) from error
 
@@ -96,7 +109,7 @@ class MethodChat:
             raise refused(error) from error
         token = _answering.set(answering)
         try:
-            answer = await self._inner.create_chat_completion(request, raw_request)
+            answer = await self._inner.create_chat_completion(_text_of(request), raw_request)
         finally:
             _answering.reset(token)
         if answering.rationale is None:
@@ -108,6 +121,21 @@ class MethodChat:
         if hasattr(answer, "__aiter__"):
             return _with_reasoning(answer, answering.rationale)
         return answer
+
+
+def _text_of(request: Any) -> Any:
+    """The request without its images, which the group brings.
+
+    vLLM takes an image that its handler has processed as sent to the engine, and would leave it out
+    of the next request that shows it.
+    """
+    messages = []
+    for message in request.messages:
+        content = message.get("content")
+        if isinstance(content, list):
+            content = [part for part in content if part.get("type") == "text"]
+        messages.append({**message, "content": content})
+    return request.model_copy(update={"messages": messages})
 
 
 async def _with_reasoning(

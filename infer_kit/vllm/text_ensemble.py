@@ -9,7 +9,7 @@ import torch
 
 from infer_kit.engine.call import pad_token
 from infer_kit.vllm.description import PoolRule
-from infer_kit.vllm.engines import OfflineEngine
+from infer_kit.vllm.engines import OfflineEngine, run_for_figures
 from infer_kit.vllm.jobs import WeightedInput, job_of, split_returned
 from infer_kit.vllm.prompts import hollow_model
 from infer_kit.vllm.sampling import params_of, resolve
@@ -98,8 +98,7 @@ class EngineEnsemble:
                 places.append((place, name))
         values = [-math.inf] * len(texts)
         if jobs:
-            self._engine.run(jobs)
-            kept = self._engine.rpc("infer_kit_take_traces", [name for _, name in places])
+            _, kept = run_for_figures(self._engine, jobs, [name for _, name in places])
             for place, name in places:
                 total = torch.tensor(kept[name], dtype=torch.float64).sum()
                 values[place] = float(torch.logaddexp(torch.tensor(values[place]).double(), total))

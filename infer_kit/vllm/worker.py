@@ -32,7 +32,7 @@ class CoupledWorker:
         processor = self._infer_kit_processor()
         out: dict[str, Any] = {}
         for name in names:
-            steps = processor.traces.pop(name, {})
+            steps = processor.take(name)
             parts = [steps[step] for step in sorted(steps)]
             if parts and isinstance(parts[0], TokenStatistics):
                 joined = TokenStatistics.concatenate(parts)  # type: ignore[arg-type]
