@@ -164,7 +164,8 @@ class VllmBackend(MadeBackend):
         streamer = kwargs.get("streamer")
         if streamer is not None:
             streamer.put(torch.tensor([groups[0].streams[groups[0].primary].context.ids]))
-        jobs, figures = [plan.job for plan in planned], {}
+        jobs = [plan.job for plan in planned]
+        figures: dict[str, Any] = {}
         if traced:
             names = [plan.name for plan in planned]
             outputs, figures = run_for_figures(self.engine, jobs, names, _heard(streamer))

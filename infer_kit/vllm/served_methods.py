@@ -219,9 +219,7 @@ class ServedMethods:
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
             role = message.get("role")
             if not isinstance(role, str) or not isinstance(parts, list):
-                raise InferKitError(
-                    "A message has a role and a content, a text or a list of parts."
-                )
+                raise InferKitError("A message has a role, and a content: a text or parts.")
             turns.append({"role": role, "content": [self._part(part) for part in parts]})
         (chat,), _ = as_chats(turns)
         return chat

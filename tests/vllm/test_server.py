@@ -265,13 +265,112 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("context", {"method": "context_aware"}, "the document is a text"),
     ("group", {"group": "{}"}, "a list of members"),
     ("members", {"group": json.dumps({"members": [{"weight": 1}]})}, "messages is a list"),
-    ("mode", {"group": json.dumps({"mode": "sum", "members": []})}, "mode|pool"),
+    (
+        "mode",
+        {
+            "group": json.dumps(
+                {"mode": "sum", "members": [{"messages": [{"role": "user", "content": "x"}]}]}
+            )
+        },
+        "mode is one of",
+    ),
+    ("none", {"group": json.dumps({"members": []})}, "not empty"),
+    ("deep", {"coupled": "[" * 100_000}, "is not JSON"),
+    ("name", {"method": ["red"]}, "method is a text"),
+    (
+        "files",
+        {
+            "method": "parallel_icl",
+            "demonstrations": json.dumps(
+                [{"question": "q", "answer": "a", "images": {"/etc/hostname": 1}}]
+            ),
+        },
+        "a list of URLs",
+    ),
+    (
+        "url",
+        {
+            "method": "parallel_icl",
+            "demonstrations": json.dumps(
+                [{"question": "q", "answer": "a", "image": "/etc/hostname"}]
+            ),
+        },
+        "cannot be read",
+    ),
+    (
+        "experts",
+        {
+            "coupled": json.dumps(
+                {
+                    "members": [{"prompt_token_ids": [5]}],
+                    "kl_budget": 0.1,
+                    "direction": [0, 1],
+                    "experts": [7],
+                }
+            )
+        },
+        "of 2 streams",
+    ),
+    (
+        "budget",
+        {
+            "coupled": json.dumps(
+                {"members": [{"prompt_token_ids": [5]}], "kl_budget": 0.1, "direction": [0, 0]}
+            )
+        },
+        "all 0",
+    ),
+    (
+        "forced",
+        {
+            "coupled": json.dumps(
+                {
+                    "members": [{"prompt_token_ids": [5]}],
+                    "forced": [5],
+                    "tables": [[1, 1]],
+                    "trace": "x",
+                }
+            )
+        },
+        "not for clients",
+    ),
+    (
+        "huge",
+        {"coupled": json.dumps({"members": [{"prompt_token_ids": [5], "weight": 1e39}]})},
+        "at most",
+    ),
     ("coupled", {"coupled": "{"}, "'coupled' is not JSON"),
     ("long", {"coupled": json.dumps({"members": [{"prompt_token_ids": [5] * 600}]})}, "600 tokens"),
     ("many", {"coupled": json.dumps({"members": [{"prompt_token_ids": [5]}] * 9})}, "10 streams"),
     ("ids", {"coupled": json.dumps({"members": [{"prompt_token_ids": [9999]}]})}, "9999"),
     ("finite", {"coupled": '{"members": [{"prompt_token_ids": [5], "weight": NaN}]}'}, "finite"),
 ]
+
+
+def test_a_picture_that_a_method_showed_is_plain_afterwards(server: Server) -> None:
+    server.says(3, body=method_body("red", weight=0.7, rationale="there is a cat"))
+    with pytest.raises(openai.BadRequestError):
+        server.says(4, body=group_body([{"messages": messages(1)}]), n=2, temperature=1.0)
+    expected = ik.RED(server.model, server.processor, weight=0.0, trace=False)
+    for number in (3, 4):
+        plain = expected.generate(chat(number), rationale="x", max_new_tokens=NEW).text
+        assert server.says(number) == plain
+
+
+def test_methods_are_for_chats(server: Server) -> None:
+    with pytest.raises(openai.BadRequestError, match="for chat completions"):
+        server.client.completions.create(
+            model=MODEL, prompt=[5, 6], max_tokens=2, extra_body=method_body("red", rationale="x")
+        )
+
+
+def test_idle_members_and_their_experts_are_left_out(server: Server) -> None:
+    value = {"members": [{"prompt_token_ids": [5], "weight": 0}], "experts": [1]}
+    body = {"vllm_xargs": {"coupled": json.dumps(value)}}
+    options: dict[str, Any] = {"model": MODEL, "prompt": [5, 60, 70], "max_tokens": 4}
+    one = server.client.completions.create(**options, temperature=0, extra_body=body)
+    two = server.client.completions.create(**options, temperature=0)
+    assert one.choices[0].text == two.choices[0].text
 
 
 @pytest.mark.parametrize("name, xargs, message", REFUSED, ids=[case[0] for case in REFUSED])
