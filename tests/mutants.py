@@ -1,12 +1,13 @@
 """Seeded faults in the engine: each must turn a test red. Run by hand: `python tests/mutants.py`.
 
-Every mutant of `tests/faults.py`, `tests/faults_of_methods.py` and `tests/faults_of_vocab.py` is
-one textual change in a copy of the package. The tests named with it are run on the copy, first
-without any change, when all must pass, then with it, when one must fail. A mutant whose text is no
-longer in its file is stale, and counts as a failure.
+Every mutant of `tests/faults.py` and of the files `tests/faults_of_*.py` is one textual change in
+a copy of the package. The tests named with it are run on the copy, first without any change, when
+all must pass, then with it, when one must fail. A mutant whose text is no longer in its file is
+stale, and counts as a failure.
 
     python tests/mutants.py                 # all of them
     python tests/mutants.py crop positions  # those whose name contains one of the words
+    python tests/mutants.py vllm:           # in an environment with vLLM: those of groups inside it
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from tests.faults import MUTANTS as ENGINE_MUTANTS
 from tests.faults import Mutant
 from tests.faults_of_methods import METHOD_MUTANTS
 from tests.faults_of_rewards import REWARD_MUTANTS
+from tests.faults_of_vllm import VLLM_MUTANTS
 from tests.faults_of_vocab import VOCAB_MUTANTS
 
 ROOT = Path(__file__).resolve().parents[1]
-MUTANTS = (*ENGINE_MUTANTS, *METHOD_MUTANTS, *VOCAB_MUTANTS, *REWARD_MUTANTS)
+MUTANTS = (*ENGINE_MUTANTS, *METHOD_MUTANTS, *VOCAB_MUTANTS, *REWARD_MUTANTS, *VLLM_MUTANTS)
 
 
 def _copy(folder: Path) -> None:
