@@ -58,7 +58,7 @@ class CoupledLLM(LLM):
         check_groups(groups, pool, plausibility)
         if sampling_params is None:
             sampling_params = self.get_default_sampling_params()
-        params = self._params_to_seq(sampling_params, len(groups))
+        params = _one_each(sampling_params, len(groups))
         jobs, places = [], []
         config = self.llm_engine.vllm_config
         for b, group in enumerate(groups):
@@ -68,6 +68,16 @@ class CoupledLLM(LLM):
                 jobs.append(job)
                 places.append(b)
         return _gathered(OfflineEngine(self).run(jobs), places, len(groups))
+
+
+def _one_each(
+    params: SamplingParams | Sequence[SamplingParams], groups: int
+) -> Sequence[SamplingParams]:
+    if isinstance(params, SamplingParams):
+        return [params] * groups
+    if len(params) != groups:
+        raise InferKitError(f"Got {len(params)} sampling parameters for {groups} groups.")
+    return params
 
 
 def backend_of(model: Any, processor: Any, chat_template: str | None) -> VllmBackend:

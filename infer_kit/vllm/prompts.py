@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from vllm.exceptions import VLLMValidationError
 
 from infer_kit.chats import Chat, load_images
 from infer_kit.engine.image_noise import add_noise
@@ -163,7 +164,7 @@ class PromptMaker:
         try:
             # apart from the cache that takes what is rendered as sent: not all of it is
             (made,) = self._renderer.render_cmpl([given], tokens, skip_mm_cache=True)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, VLLMValidationError) as error:
             raise InferKitError(f"Prompt {request}: vLLM cannot process it: {error}") from error
         return made
 

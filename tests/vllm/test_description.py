@@ -205,7 +205,7 @@ def rules(draw: Any, size: int) -> PoolRule:
     kind = draw(st.sampled_from(("numbers", "budget", "scores")))
     row = st.lists(WEIGHTS, min_size=size, max_size=size).map(tuple)
     if kind == "budget":
-        budget, direction = draw(st.floats(0.01, 3)), draw(row)
+        budget, direction = draw(st.floats(0.01, 3)), draw(row.filter(any))
     elif kind == "scores":
         trace, forced = trace + "t", draw(TOKENS)
         tables = tuple(draw(st.lists(row, min_size=1, max_size=3)))
