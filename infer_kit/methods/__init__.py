@@ -82,7 +82,7 @@ METHODS = (
     Method(
         "CoupledLM",
         "Π_k p_k(y)^w_k / Z   or   Σ_k w_k p_k(y)",
-        ("transformers", "vLLM"),
+        ("transformers",),
         "any group of your own",
     ),
 )

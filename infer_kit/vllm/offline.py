@@ -12,7 +12,7 @@ from infer_kit.vllm.backend import VllmBackend
 from infer_kit.vllm.engines import OfflineEngine
 from infer_kit.vllm.jobs import split_returned
 from infer_kit.vllm.names import check_version
-from infer_kit.vllm.prompt_groups import check_groups, group_job
+from infer_kit.vllm.prompt_groups import checked_groups, group_job
 from infer_kit.vllm.settings import check_active, engine_arguments
 
 
@@ -38,6 +38,7 @@ class CoupledLLM(LLM):
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         pool: str = "product",
         plausibility: float = 0.0,
+        normalize: bool = False,
     ) -> list[RequestOutput]:
         r"""Decode groups of prompts: at each step the streams' distributions are pooled.
 
@@ -48,6 +49,7 @@ class CoupledLLM(LLM):
             sampling_params: for all groups, or one for each; act on the pooled distribution.
             pool: "product", $\sum_k w_k \log p_k$, or "mixture", $\sum_k w_k p_k$.
             plausibility: β of the cut-off by the groups' experts, 0 for none.
+            normalize: divide each group's weights by their sum.
 
         Returns:
             One output a group, with n completions each; log-probabilities are the pool's.
@@ -55,7 +57,7 @@ class CoupledLLM(LLM):
         Raises:
             InferKitError: a group cannot run; before any does.
         """
-        check_groups(groups, pool, plausibility)
+        groups = checked_groups(groups, pool, plausibility, normalize)
         if sampling_params is None:
             sampling_params = self.get_default_sampling_params()
         params = _one_each(sampling_params, len(groups))

@@ -1,6 +1,7 @@
 """Groups of prompts of one's own, without a method: as jobs, and streamed from an `AsyncLLM`."""
 
 from collections.abc import AsyncGenerator, Sequence
+from numbers import Real
 from typing import Any
 from uuid import uuid4
 
@@ -18,16 +19,39 @@ from infer_kit.vllm.jobs import WeightedInput, job_of
 from infer_kit.vllm.settings import check_active
 
 
-def check_groups(groups: Sequence[Group], pool: str, plausibility: float) -> None:
-    """Raise `InferKitError` unless groups can be pooled so."""
+def checked_groups(
+    groups: Sequence[Group], pool: str, plausibility: float, normalize: bool
+) -> list[Group]:
+    """Groups that can be pooled so, with the weights that they will have.
+
+    Raises:
+        InferKitError: naming the group that cannot.
+    """
+    if isinstance(groups, Group) or not all(isinstance(group, Group) for group in groups):
+        raise InferKitError(
+            "groups is a list of Group.",
+            hint="[Group((Stream(prompt, 1.0), Stream(other, 0.5)))]",
+        )
     if not groups:
         raise InferKitError("No requests: the list of groups is empty.")
     if pool not in MODES:
         raise InferKitError(f"pool is one of {list(MODES)}, got {pool!r}.")
+    for b, group in enumerate(groups):
+        for k, weight in enumerate(each.weight for each in group.streams):
+            if not isinstance(weight, Real) or isinstance(weight, bool):
+                raise InferKitError(
+                    f"Group {b}, stream {k}: the weight is a number, got {weight!r}."
+                )
     table = weight_table(groups)
     present = torch.tensor([[k < len(g.streams) for k in range(len(table[0]))] for g in groups])
     for experts in {group.experts or (0,) for group in groups}:
-        resolve_pooling(pool, torch.tensor(table), present, False, plausibility, experts)
+        resolve_pooling(pool, torch.tensor(table), present, normalize, plausibility, experts)
+    if not normalize:
+        return list(groups)
+    return [
+        group.reweighted([s.weight / sum(table[b]) for s in group.streams])
+        for b, group in enumerate(groups)
+    ]
 
 
 def group_job(
@@ -65,6 +89,7 @@ async def stream_group(
     sampling_params: SamplingParams,
     pool: str = "product",
     plausibility: float = 0.0,
+    normalize: bool = False,
     request_id: str | None = None,
 ) -> AsyncGenerator[RequestOutput, None]:
     """Decode a group on an `AsyncLLM`, output by output; closing the generator ends all streams.
@@ -73,14 +98,14 @@ async def stream_group(
         engine: an `AsyncLLM` that was made with `engine_arguments`.
         group: see `CoupledLLM.generate_groups`.
         sampling_params: n = 1; its `output_kind` says whether outputs are cumulative.
-        pool, plausibility: see `CoupledLLM.generate_groups`.
+        pool, plausibility, normalize: see `CoupledLLM.generate_groups`.
         request_id: of the outputs; None for one of its own.
 
     Raises:
         InferKitError: the group cannot run; before it does.
     """
     check_active(engine.vllm_config)
-    check_groups([group], pool, plausibility)
+    (group,) = checked_groups([group], pool, plausibility, normalize)
     if sampling_params.n > 1:
         raise InferKitError(
             f"n={sampling_params.n}: stream_group writes one answer.", hint="Call it n times."

@@ -19,6 +19,7 @@ OPTIONS = {
     "generate": {
         "--image", "--method", "--weight", "--kind", "--rationale", "--max-new-tokens", "--trace",
     },
+    "serve": set(),
     "inspect": {"--text", "--json"},
     "ls": set(),
     "env": set(),
