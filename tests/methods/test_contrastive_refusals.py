@@ -183,5 +183,7 @@ def test_models_of_other_vocabularies(text_pair) -> None:
 
 def test_an_amateur_that_is_no_model(text_pair) -> None:
     model, tokenizer = text_pair
-    with pytest.raises(InferKitError, match="Expected a transformers model or a vllm.LLM, got builtins.object"):
+    with pytest.raises(
+        InferKitError, match="transformers model or a vllm.LLM, got builtins.object"
+    ):
         ContrastiveDecoding(model, object(), tokenizer)
