@@ -88,14 +88,14 @@ METHOD_MUTANTS = (
     ),
     Mutant(
         "contrast: decided by a stream without cutting off the others",
-        "engine/recording.py",
+        "token_statistics.py",
         "        rest = pooling.cut_off(rest, logprobs, others, experts)\n",
         "",
         (RECORDING, CONTRAST_LAWS),
     ),
     Mutant(
         "contrast: a mixture of the others taken from the pool's own",
-        "engine/recording.py",
+        "token_statistics.py",
         '        rest = (product if pooling.pool == "product" else mixture)(logprobs, others)\n',
         '        rest = (product if pooling.pool == "product" else mixture)(logprobs, others)\n'
         '        if pooling.pool == "mixture":\n'
@@ -365,8 +365,8 @@ METHOD_MUTANTS = (
     Mutant(
         "rows: tokens may join across the boundary",
         "engine/rows.py",
-        "        if self._ids(whole, added) != [",
-        "        if self._ids(whole, added) == [] != [",
+        "        if self._ids(whole, self._adds_special(whole)) != [",
+        "        if self._ids(whole, self._adds_special(whole)) == [] != [",
         (ROWS,),
     ),
     Mutant(
