@@ -32,7 +32,6 @@ from infer_kit.vllm.settings import check_settings
 logger = init_logger(__name__)
 
 _ATTRIBUTES = ("running", "waiting", "requests", "kv_cache_manager", "_pause_state", "policy")
-_SLOTS = "max_num_running_reqs"
 _TOO_LARGE = "its streams do not fit into the KV cache together"
 
 
@@ -374,7 +373,8 @@ class _GroupScheduling(RoomKeeping):
                 yield
             return
         held = sum(len(self._newcomers(g)) for g in self._admitted.values() if self._outside)
-        name = "max_num_active_reqs" if hasattr(self, "max_num_active_reqs") else _SLOTS
+        newer = hasattr(self, "max_num_active_reqs")
+        name = "max_num_active_reqs" if newer else "max_num_running_reqs"
         most = getattr(self, name)
         setattr(self, name, max(len(self.running), most - held))
         try:

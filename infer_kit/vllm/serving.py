@@ -40,10 +40,8 @@ class GroupClient:
         if answering is None:
             self._check(prompt, sampling_params)
             return self._inner.generate(prompt, sampling_params, request_id, **options)
-        extra = dict(sampling_params.extra_args or {})
-        settings = [name for name in extra if name not in ("kv_transfer_params",)]
         params = sampling_params.clone()
-        params.extra_args = {n: v for n, v in extra.items() if n not in settings} or None
+        params.extra_args = None  # the method's settings, which have been read
         try:
             job = self._methods.job(answering, params)
         except InferKitError as error:
