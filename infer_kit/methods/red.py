@@ -274,6 +274,11 @@ class RED(WeightedRecipe):
         groups, texts = self._groups(chats, memory, rationale, weight)
         return _output(self._decode(groups, memory, kwargs), texts, single)
 
+    def rationales_of(self, chats: Sequence[Chat], memory: Any, given: Any = None) -> list[str]:
+        """The rationale of each checked chat: the user's own, or step 1."""
+        own = self._given(given, len(chats))
+        return self._rationales(chats, range(len(chats)), memory) if own is None else own
+
     def _rationales(self, chats: Sequence[Chat], requests: Sequence[int], memory: Any) -> list[str]:
         """Step 1 for each chat; `requests` are their numbers in messages to the user."""
         if not chats:

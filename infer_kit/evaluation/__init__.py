@@ -1,0 +1,1 @@
+"""Evaluating methods on data: samples, tasks, metrics, runs that resume, comparisons."""

@@ -1,0 +1,244 @@
+"""Samples: one question with its true answers, as a line of a JSONL file.
+
+    {"id": "7", "question": "What is it?", "answers": ["a cat"], "images": ["images/7.png"]}
+
+Optional: "choices" (texts in order; "answers" are then letters), "category", "context" (a document
+for context-aware decoding), "demonstrations" (of this sample alone: objects with "question",
+"answer" and "images"). Paths of images are relative to the file. "<image 1>" in a question or
+choice stands for the first picture; pictures without a mark come before the text.
+"""
+
+import json
+import re
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infer_kit.errors import InferKitError
+
+_FIELDS = {
+    *("id", "question", "answers", "images", "choices", "category", "context", "demonstrations"),
+}
+_MARK = re.compile(r"<image (\d+)>")
+_SHOWN = 5  # missing images, doubled ids and the like that a message names
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A demonstration: an answered question with its pictures."""
+
+    question: str
+    answer: str
+    images: tuple[Path, ...] = ()
+
+    def turns(self) -> list[dict[str, Any]]:
+        """The user's turn and the answer: a demonstration as `ParallelICL.fit` takes it."""
+        return [
+            {"role": "user", "content": parts_of(self.question, self.images)},
+            {"role": "assistant", "content": [{"type": "text", "text": self.answer}]},
+        ]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A question with its true answers.
+
+    Attributes:
+        id: unique in its file. question: the text.
+        answers: at least one; with choices their letters.
+        images: absolute paths. choices: texts, the first is A.
+        category: for figures apart. context: a document, or None.
+        shots: demonstrations of this sample alone.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    images: tuple[Path, ...] = ()
+    choices: tuple[str, ...] = ()
+    category: str | None = None
+    context: str | None = None
+    shots: tuple[Shot, ...] = ()
+
+    def text(self, instruction: str = "") -> str:
+        """Question, choices with their letters, and an instruction, a line each."""
+        options = (
+            f"{letter}. {choice}"
+            for letter, choice in zip(string.ascii_uppercase, self.choices, strict=False)
+        )
+        return "\n".join(part for part in (self.question, *options, instruction) if part)
+
+    def chat(
+        self, instruction: str = "", shots: Sequence[Shot] = (), system: str | None = None
+    ) -> list[dict[str, Any]]:
+        """The chat that asks it: perhaps a system turn, demonstrations, then the question."""
+        turns = [turn for shot in (*shots, *self.shots) for turn in shot.turns()]
+        if system is not None:
+            turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+        content = parts_of(self.text(instruction), self.images)
+        return [*turns, {"role": "user", "content": content}]
+
+
+def parts_of(text: str, images: Sequence[Path]) -> list[dict[str, Any]]:
+    """Content of a turn: pictures where "<image n>" marks them, the others before the text."""
+    marked = [int(n) for n in _MARK.findall(text) if 1 <= int(n) <= len(images)]
+    free = [path for n, path in enumerate(images, 1) if n not in marked]
+    parts = [{"type": "image", "image": str(path)} for path in free]
+    rest = 0
+    for mark in _MARK.finditer(text):
+        if not 1 <= int(mark[1]) <= len(images):
+            continue  # a text that happens to look like a mark
+        if text[rest : mark.start()].strip():
+            parts.append({"type": "text", "text": text[rest : mark.start()]})
+        parts.append({"type": "image", "image": str(images[int(mark[1]) - 1])})
+        rest = mark.end()
+    if text[rest:].strip():
+        parts.append({"type": "text", "text": text[rest:]})
+    return parts
+
+
+def read_samples(path: str | Path) -> list[Sample]:
+    """All samples of a JSONL file, checked before anything is run.
+
+    Raises:
+        InferKitError: the file cannot be read, a line is no JSON object or no UTF-8, a field is
+            missing, unknown, empty or of another type, an id comes twice, or an image is not there;
+            names the line.
+    """
+    path = Path(path)
+    samples, lines = [], {}
+    for number, record in _records(path):
+        sample = _sample(record, path, number)
+        if sample.id in lines:
+            raise InferKitError(
+                f"{path}: id {sample.id!r} is on lines {lines[sample.id]} and {number}.",
+                hint="Ids tell the samples of a run apart; make them unique.",
+            )
+        lines[sample.id] = number
+        samples.append(sample)
+    if not samples:
+        raise InferKitError(f"{path} has no samples.")
+    _check_images(path, samples)
+    return samples
+
+
+def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise InferKitError(
+            f"The data file {str(path)!r} {what}.",
+            hint="It is a JSONL file; the scripts of evals/data/ write one.",
+        )
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InferKitError(f"{path} cannot be read: {error.strerror}.") from error
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            raise InferKitError(
+                f"{path}, line {number}: not UTF-8 (byte {error.start} of the line is "
+                f"{line[error.start]:#04x}).",
+                hint="Save the file as UTF-8.",
+            ) from error
+        except json.JSONDecodeError as error:
+            raise InferKitError(f"{path}, line {number}: not JSON: {error}.") from error
+        if not isinstance(record, Mapping):
+            raise InferKitError(f"{path}, line {number}: not an object but {line[:40]!r}.")
+        yield number, record
+
+
+def _sample(record: Mapping[str, Any], path: Path, number: int) -> Sample:
+    where = f"{path}, line {number}"
+    unknown = sorted(set(record) - _FIELDS)
+    if unknown:
+        raise InferKitError(
+            f"{where}: unknown fields {unknown}.",
+            hint=f"Fields are {sorted(_FIELDS)}; evals/data/jsonl.py converts other files.",
+        )
+    id = record.get("id")
+    if isinstance(id, bool) or not isinstance(id, str | int) or not str(id).strip():
+        raise InferKitError(f"{where}: id is a text that is not empty, got {id!r}.")
+    choices = _texts(record.get("choices", []), "choices", where)
+    answers = _texts(record.get("answers"), "answers", where)
+    if not answers:
+        raise InferKitError(f"{where} (id {id!r}): there is no answer.")
+    letters = string.ascii_uppercase[: len(choices)]
+    if len(choices) == 1 or len(choices) > len(string.ascii_uppercase):
+        raise InferKitError(f"{where} (id {id!r}): 2 to 26 choices, got {len(choices)}.")
+    wrong = [answer for answer in answers if choices and answer not in tuple(letters)]
+    if wrong:
+        raise InferKitError(
+            f"{where} (id {id!r}): with choices an answer is a letter from A to {letters[-1]}, "
+            f"got {wrong[0]!r}."
+        )
+    return Sample(
+        id=str(id),
+        question=_text(record.get("question"), "question", where),
+        answers=answers,
+        images=_paths(record.get("images", []), path, where),
+        choices=choices,
+        category=_optional(record, "category", where),
+        context=_optional(record, "context", where),
+        shots=_shots(record.get("demonstrations", []), path, where),
+    )
+
+
+def _shots(value: Any, path: Path, where: str) -> tuple[Shot, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        raise InferKitError(f"{where}: demonstrations is a list of objects.")
+    shots = []
+    for n, item in enumerate(value):
+        here = f"{where}, demonstration {n}"
+        shots.append(
+            Shot(
+                _text(item.get("question"), "question", here),
+                _text(item.get("answer"), "answer", here),
+                _paths(item.get("images", []), path, here),
+            )
+        )
+    return tuple(shots)
+
+
+def _text(value: Any, field: str, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise InferKitError(f"{where}: {field} is a text that is not empty, got {value!r}.")
+    return value
+
+
+def _optional(record: Mapping[str, Any], field: str, where: str) -> str | None:
+    return None if record.get(field) is None else _text(record[field], field, where)
+
+
+def _texts(value: Any, field: str, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise InferKitError(f"{where}: {field} is a list of texts, got {value!r}.")
+    for text in value:
+        if not isinstance(text, str) or not text.strip():
+            raise InferKitError(f"{where}: {field} has {text!r}, which is no text or an empty one.")
+    return tuple(value)
+
+
+def _paths(value: Any, path: Path, where: str) -> tuple[Path, ...]:
+    return tuple((path.parent / text).absolute() for text in _texts(value, "images", where))
+
+
+def _check_images(path: Path, samples: Sequence[Sample]) -> None:
+    wanted = {image: s.id for s in samples for image in _pictures(s)}
+    missing = [image for image in wanted if not image.is_file()]
+    if missing:
+        shown = ", ".join(f"{str(image)!r} (id {wanted[image]!r})" for image in missing[:_SHOWN])
+        more = f", and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise InferKitError(
+            f"{path}: {len(missing)} of {len(wanted)} images are not there: {shown}{more}.",
+            hint="Paths are relative to the data file.",
+        )
+
+
+def _pictures(sample: Sample) -> tuple[Path, ...]:
+    return (*sample.images, *(image for shot in sample.shots for image in shot.images))

@@ -1,0 +1,134 @@
+"""Methods by name, for command lines: `build("red", model, processor, {"weight": "0.5"})`."""
+
+import difflib
+import importlib
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from infer_kit.errors import InferKitError
+from infer_kit.methods.prompts import Prompts
+from infer_kit.methods.recipe import Recipe
+
+CLASSES = {
+    "direct": "infer_kit.methods.baselines:Direct",
+    "cot": "infer_kit.methods.baselines:ChainOfThought",
+    "red": "infer_kit.methods.red:RED",
+    "parallel_icl": "infer_kit.methods.parallel_icl:ParallelICL",
+    "vcd": "infer_kit.methods.contrastive:VCD",
+    "icd": "infer_kit.methods.contrastive:ICD",
+    "cfg": "infer_kit.methods.contrastive:CFG",
+    "context_aware": "infer_kit.methods.contrastive:ContextAware",
+    "contrastive_decoding": "infer_kit.methods.contrastive:ContrastiveDecoding",
+}
+"""The methods that turn chats into groups, by their names on command lines."""
+
+_GIVEN = {"self", "model", "processor", "expert", "prompts", "trace"}
+
+
+def build(
+    name: str,
+    model: Any,
+    processor: Any,
+    options: Mapping[str, Any] | None = None,
+    prompts: Prompts | None = None,
+    trace: bool | int = True,
+) -> Recipe:
+    """A method with its options.
+
+    Args:
+        name: one of `CLASSES`.
+        model, processor: see `infer_kit.named_models.load_model`.
+        options: the constructor's arguments by name; texts as `option_value` reads them.
+            `contrastive_decoding` needs `amateur`, a model or what `load_model` takes.
+        prompts: of rationales, for the methods that write some.
+        trace: see `Recipe`.
+
+    Raises:
+        InferKitError: there is no such method or option; names the nearest.
+    """
+    kind = class_of(name)
+    given = checked_options(name, options or {})
+    if prompts is not None and "prompts" in inspect.signature(kind).parameters:
+        given = {"prompts": prompts, **given}
+    if canonical(name) == "contrastive_decoding":
+        if "amateur" not in given:
+            raise InferKitError(
+                "contrastive_decoding needs a weaker model.", hint="Give amateur=FOLDER."
+            )
+        if isinstance(given["amateur"], str):
+            from infer_kit.named_models import load_model
+
+            other = load_model(given["amateur"])
+            given |= {"amateur": other.model, "amateur_processor": other.processor}
+        amateur = given.pop("amateur")
+        return kind(model, amateur, processor, trace=trace, **given)
+    return kind(model, processor, trace=trace, **given)
+
+
+def canonical(name: str) -> str:
+    """The name as `CLASSES` spells it.
+
+    Raises:
+        InferKitError: there is no such method.
+    """
+    plain = name.lower().replace("-", "_")
+    if plain in CLASSES:
+        return plain
+    raise InferKitError(f"Unknown method {name!r}.{did_you_mean(plain, CLASSES)}")
+
+
+def class_of(name: str) -> Any:
+    """The class of a method by name; raises as `canonical` does."""
+    module, attribute = CLASSES[canonical(name)].split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def checked_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a method with their values read.
+
+    Raises:
+        InferKitError: the method has no such option.
+    """
+    known = set(inspect.signature(class_of(name)).parameters) - _GIVEN
+    for key in options:
+        if key not in known:
+            raise InferKitError(
+                f"The method {name!r} has no option {key!r}.{did_you_mean(key, sorted(known))}"
+            )
+    return {key: option_value(value) for key, value in options.items()}
+
+
+def option_value(value: Any) -> Any:
+    """A text as the JSON value that it spells (0.5, true, null, [1, 2], {...}), else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
+def parse_options(pairs: list[str], flag: str = "--set") -> dict[str, Any]:
+    """`["alpha=1", "kind=ccot"]` as a dictionary, values as `option_value` reads them.
+
+    Raises:
+        InferKitError: one is not `key=value`, or a key comes twice.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise InferKitError(f"{flag} takes key=value, got {pair!r}.")
+        if key.strip() in found:
+            raise InferKitError(f"{flag} {key.strip()}= is given twice.")
+        found[key.strip()] = option_value(value)
+    return found
+
+
+def did_you_mean(name: str, known: Any) -> str:
+    """The end of a message: the nearest known name, and all of them."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    nearest = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{nearest} There are {', '.join(known)}."

@@ -1,0 +1,113 @@
+"""Models by what users call them: bundled ones, folders, names on the hub."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infer_kit.errors import InferKitError
+from infer_kit.methods.prompts import Prompts
+from infer_kit.processors import load_processor
+from infer_kit.vocab.sources import BUNDLED
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A loaded model.
+
+    Attributes:
+        model: of transformers, in evaluation mode; or an engine of vLLM's.
+        processor: the model's own; of a text model the tokenizer.
+        prompts: of rationales, where the model needs its own; None for the default ones.
+    """
+
+    model: Any
+    processor: Any
+    prompts: Prompts | None = None
+
+
+def load_model(
+    name: str, backend: str = "transformers", device: str | None = None, **arguments: Any
+) -> NamedModel:
+    """Load a model and its processor.
+
+    Args:
+        name: a bundled model ("demo", "demo-icl", "demo-text-a", "demo-text-b"), a folder, or a
+            name on the hub.
+        backend: "transformers" or "vllm".
+        device: of transformers: "cpu", "cuda", "cuda:1", …; None takes a GPU where there is one.
+        arguments: of `from_pretrained`, or of vLLM's engine.
+
+    Raises:
+        InferKitError: there is no such model; or vLLM is not installed.
+    """
+    where = folder_of(name)
+    if backend == "vllm":
+        return _on_vllm(name, where, arguments)
+    if backend != "transformers":
+        raise InferKitError(f"Unknown backend {backend!r}: use transformers or vllm.")
+    import torch
+    import transformers
+
+    config = _config_of(name, where)
+    pictures = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    kind = (
+        transformers.AutoModelForImageTextToText if pictures else transformers.AutoModelForCausalLM
+    )
+    if name in BUNDLED and where != name:
+        arguments = {"dtype": torch.float32, **arguments}
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model = kind.from_pretrained(where, **arguments).to(chosen).eval()
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise InferKitError(f"The model {name!r} cannot be loaded: {_first(error)}") from error
+    return NamedModel(model, _processor_of(where, pictures), _prompts_of(name, where))
+
+
+def folder_of(name: str) -> str:
+    """The folder of a bundled model, unless a folder of that name is there; else the name."""
+    if not Path(name).is_dir() and name in BUNDLED:
+        return str(Path(__file__).parent / BUNDLED[name])
+    return name
+
+
+def _on_vllm(name: str, where: str, arguments: Mapping[str, Any]) -> NamedModel:
+    import transformers
+
+    from infer_kit.vllm import CoupledLLM
+
+    config = _config_of(name, where)
+    pictures = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    model = CoupledLLM(where, **arguments)
+    return NamedModel(model, _processor_of(where, pictures), _prompts_of(name, where))
+
+
+def _config_of(name: str, where: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        raise InferKitError(
+            f"No model at {name!r}: {_first(error)}",
+            hint=f"Give a folder with config.json, a hub name, or one of {', '.join(BUNDLED)}.",
+        ) from error
+
+
+def _processor_of(where: str, pictures: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    return load_processor(where) if pictures else AutoTokenizer.from_pretrained(where)
+
+
+def _prompts_of(name: str, where: str) -> Prompts | None:
+    if name == "demo" and where != name:
+        from infer_kit.demo import PROMPTS
+
+        return PROMPTS
+    return None
+
+
+def _first(error: Exception) -> str:
+    """The first line of what a library said."""
+    return (str(error).splitlines() or [repr(error)])[0]
