@@ -7,14 +7,18 @@ from typing import Annotated
 import typer
 
 from infer_kit import __version__
+from infer_kit.cli.compare import compare
 from infer_kit.cli.demo import demo
 from infer_kit.cli.demo_icl import demo_icl
 from infer_kit.cli.env import env
+from infer_kit.cli.eval import evaluate
 from infer_kit.cli.generate import generate
 from infer_kit.cli.inspect import inspect
 from infer_kit.cli.ls import ls
 from infer_kit.cli.serve import serve
 from infer_kit.errors import InferKitError
+
+EVAL_EXAMPLE = "infer-kit eval --model demo --data demo --task exact --method red --weight 1"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,6 +52,8 @@ demos.callback(invoke_without_command=True, epilog="Example: infer-kit demo --sa
 demos.command("icl", epilog="Example: infer-kit demo icl --save demo/")(demo_icl)
 app.add_typer(demos, name="demo")
 app.command(epilog='Example: infer-kit generate demo "what color is the background ?"')(generate)
+app.command("eval", epilog=f"Example: {EVAL_EXAMPLE}")(evaluate)
+app.command(epilog="Example: infer-kit compare runs/A runs/B")(compare)
 app.command(epilog="Example: infer-kit inspect demo-text-a demo-text-b")(inspect)
 app.command(epilog="Example: infer-kit ls")(ls)
 app.command(

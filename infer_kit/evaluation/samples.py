@@ -1,6 +1,7 @@
 """Samples: one question with its true answers, as a line of a JSONL file.
 
     {"id": "7", "question": "What is it?", "answers": ["a cat"], "images": ["images/7.png"]}
+    {"id": "8", "text": "A text whose bits per byte are wanted."}
 
 Optional: "choices" (texts in order; "answers" are then letters), "category", "context" (a document
 for context-aware decoding), "demonstrations" (of this sample alone: objects with "question",
@@ -20,6 +21,7 @@ from infer_kit.errors import InferKitError
 
 _FIELDS = {
     *("id", "question", "answers", "images", "choices", "category", "context", "demonstrations"),
+    "text",
 }
 _MARK = re.compile(r"<image (\d+)>")
 _SHOWN = 5  # missing images, doubled ids and the like that a message names
@@ -33,10 +35,11 @@ class Shot:
     answer: str
     images: tuple[Path, ...] = ()
 
-    def turns(self) -> list[dict[str, Any]]:
-        """The user's turn and the answer: a demonstration as `ParallelICL.fit` takes it."""
+    def turns(self, instruction: str = "") -> list[dict[str, Any]]:
+        """The user's turn, asked as samples are, and the answer: what `ParallelICL.fit` takes."""
+        asked = "\n".join(part for part in (self.question, instruction) if part)
         return [
-            {"role": "user", "content": parts_of(self.question, self.images)},
+            {"role": "user", "content": parts_of(asked, self.images)},
             {"role": "assistant", "content": [{"type": "text", "text": self.answer}]},
         ]
 
@@ -51,6 +54,7 @@ class Sample:
         images: absolute paths. choices: texts, the first is A.
         category: for figures apart. context: a document, or None.
         shots: demonstrations of this sample alone.
+        passage: a text to be scored, in place of question and answers; or None.
     """
 
     id: str
@@ -61,8 +65,14 @@ class Sample:
     category: str | None = None
     context: str | None = None
     shots: tuple[Shot, ...] = ()
+    passage: str | None = None
 
-    def text(self, instruction: str = "") -> str:
+    @property
+    def pictures(self) -> tuple[Path, ...]:
+        """Its own, then those of its demonstrations."""
+        return (*self.images, *(image for shot in self.shots for image in shot.images))
+
+    def asked(self, instruction: str = "") -> str:
         """Question, choices with their letters, and an instruction, a line each."""
         options = (
             f"{letter}. {choice}"
@@ -74,10 +84,10 @@ class Sample:
         self, instruction: str = "", shots: Sequence[Shot] = (), system: str | None = None
     ) -> list[dict[str, Any]]:
         """The chat that asks it: perhaps a system turn, demonstrations, then the question."""
-        turns = [turn for shot in (*shots, *self.shots) for turn in shot.turns()]
+        turns = [turn for shot in (*shots, *self.shots) for turn in shot.turns(instruction)]
         if system is not None:
             turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-        content = parts_of(self.text(instruction), self.images)
+        content = parts_of(self.asked(instruction), self.images)
         return [*turns, {"role": "user", "content": content}]
 
 
@@ -108,7 +118,8 @@ def read_samples(path: str | Path) -> list[Sample]:
             names the line.
     """
     path = Path(path)
-    samples, lines = [], {}
+    samples: list[Sample] = []
+    lines: dict[str, int] = {}
     for number, record in _records(path):
         sample = _sample(record, path, number)
         if sample.id in lines:
@@ -164,6 +175,14 @@ def _sample(record: Mapping[str, Any], path: Path, number: int) -> Sample:
     id = record.get("id")
     if isinstance(id, bool) or not isinstance(id, str | int) or not str(id).strip():
         raise InferKitError(f"{where}: id is a text that is not empty, got {id!r}.")
+    if "text" in record:
+        others = sorted(set(record) - {"id", "text", "category"})
+        if others:
+            raise InferKitError(f"{where} (id {id!r}): a text to be scored has no {others}.")
+        passage = _text(record["text"], "text", where)
+        return Sample(
+            str(id), "", (), category=_optional(record, "category", where), passage=passage
+        )
     choices = _texts(record.get("choices", []), "choices", where)
     answers = _texts(record.get("answers"), "answers", where)
     if not answers:
@@ -229,7 +248,7 @@ def _paths(value: Any, path: Path, where: str) -> tuple[Path, ...]:
 
 
 def _check_images(path: Path, samples: Sequence[Sample]) -> None:
-    wanted = {image: s.id for s in samples for image in _pictures(s)}
+    wanted = {image: s.id for s in samples for image in s.pictures}
     missing = [image for image in wanted if not image.is_file()]
     if missing:
         shown = ", ".join(f"{str(image)!r} (id {wanted[image]!r})" for image in missing[:_SHOWN])
@@ -238,7 +257,3 @@ def _check_images(path: Path, samples: Sequence[Sample]) -> None:
             f"{path}: {len(missing)} of {len(wanted)} images are not there: {shown}{more}.",
             hint="Paths are relative to the data file.",
         )
-
-
-def _pictures(sample: Sample) -> tuple[Path, ...]:
-    return (*sample.images, *(image for shot in sample.shots for image in shot.images))

@@ -39,7 +39,7 @@ class Contrast(WeightedRecipe):
         processor: Any,
         alpha: float | str,
         beta: float,
-        trace: bool,
+        trace: bool | int,
         chat_template: str | None,
         mode: str,
     ) -> None:
@@ -78,7 +78,7 @@ class VCD(Contrast):
         beta: float = 0.1,
         noise_step: int = 500,
         seed: int = 0,
-        trace: bool = True,
+        trace: bool | int = True,
         chat_template: str | None = None,
         mode: str = "auto",
     ) -> None:
@@ -89,7 +89,7 @@ class VCD(Contrast):
         beta: the cut-off; 0 is off, 1 leaves stream 0's best token alone.
         noise_step: of 1000 diffusion steps, see `infer_kit.engine.image_noise.add_noise`.
         seed: of the noise.
-        trace: record each stream's part in each token.
+        trace: record each stream's part in each token; a number: with so many candidates.
         chat_template: a Jinja template, where the processor has none.
         mode: "fused", "serial" or "auto", see `CoupledLM`.
 
@@ -159,7 +159,7 @@ class ICD(Contrast):
         disturbance: str = DISTURBANCE,
         noise_step: int | None = None,
         seed: int = 0,
-        trace: bool = True,
+        trace: bool | int = True,
         chat_template: str | None = None,
         mode: str = "auto",
     ) -> None:
@@ -212,7 +212,7 @@ class CFG(Contrast):
         processor: Any,
         scale: float | str = 1.5,
         beta: float = 0.0,
-        trace: bool = True,
+        trace: bool | int = True,
         chat_template: str | None = None,
         mode: str = "auto",
     ) -> None:
@@ -269,7 +269,7 @@ class ContextAware(Contrast):
         alpha: float | str = 0.5,
         beta: float = 0.0,
         template: str = "{context}\n\n",
-        trace: bool = True,
+        trace: bool | int = True,
         chat_template: str | None = None,
         mode: str = "auto",
     ) -> None:
@@ -335,7 +335,7 @@ class ContrastiveDecoding(Contrast):
         beta: float = 0.1,
         temperature: float = 1.0,
         amateur_processor: Any = None,
-        trace: bool = True,
+        trace: bool | int = True,
         chat_template: str | None = None,
         mode: str = "auto",
     ) -> None:

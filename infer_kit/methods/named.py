@@ -21,10 +21,12 @@ CLASSES = {
     "cfg": "infer_kit.methods.contrastive:CFG",
     "context_aware": "infer_kit.methods.contrastive:ContextAware",
     "contrastive_decoding": "infer_kit.methods.contrastive:ContrastiveDecoding",
+    "reward": "infer_kit.reward.recipe:Rewarded",
 }
 """The methods that turn chats into groups, by their names on command lines."""
 
-_GIVEN = {"self", "model", "processor", "expert", "prompts", "trace"}
+_GIVEN = {"model", "processor", "expert", "prompts", "trace"}
+_MODELS = {"contrastive_decoding": ("amateur",), "reward": ("tuned", "untuned")}
 
 
 def build(
@@ -41,7 +43,7 @@ def build(
         name: one of `CLASSES`.
         model, processor: see `infer_kit.named_models.load_model`.
         options: the constructor's arguments by name; texts as `option_value` reads them.
-            `contrastive_decoding` needs `amateur`, a model or what `load_model` takes.
+            Models (`amateur`, `tuned`, `untuned`) may be what `load_model` takes.
         prompts: of rationales, for the methods that write some.
         trace: see `Recipe`.
 
@@ -50,21 +52,22 @@ def build(
     """
     kind = class_of(name)
     given = checked_options(name, options or {})
-    if prompts is not None and "prompts" in inspect.signature(kind).parameters:
+    parameters = inspect.signature(kind).parameters
+    if prompts is not None and "prompts" in parameters:
         given = {"prompts": prompts, **given}
-    if canonical(name) == "contrastive_decoding":
-        if "amateur" not in given:
-            raise InferKitError(
-                "contrastive_decoding needs a weaker model.", hint="Give amateur=FOLDER."
-            )
-        if isinstance(given["amateur"], str):
+    for key in _MODELS.get(canonical(name), ()):
+        if isinstance(given.get(key), str):
             from infer_kit.named_models import load_model
 
-            other = load_model(given["amateur"])
-            given |= {"amateur": other.model, "amateur_processor": other.processor}
-        amateur = given.pop("amateur")
-        return kind(model, amateur, processor, trace=trace, **given)
-    return kind(model, processor, trace=trace, **given)
+            other = load_model(given[key])
+            given |= {key: other.model, f"{key}_processor": other.processor}
+    first = next(iter(parameters))  # the model, whatever it is called
+    missing = [n for n in _MODELS.get(canonical(name), ()) if n not in given]
+    if any(parameters[n].default is inspect.Parameter.empty for n in missing):
+        raise InferKitError(
+            f"The method {name!r} needs {missing[0]}.", hint=f"Give {missing[0]}=FOLDER."
+        )
+    return kind(**{first: model}, processor=processor, trace=trace, **given)
 
 
 def canonical(name: str) -> str:

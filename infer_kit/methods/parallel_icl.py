@@ -96,7 +96,7 @@ class ParallelICL(Recipe):
         bank: bool | None = None,
         system: str | None = None,
         seed: int = 0,
-        trace: bool = True,
+        trace: bool | int = True,
         chat_template: str | None = None,
         mode: str = "auto",
     ) -> None:
@@ -119,7 +119,7 @@ class ParallelICL(Recipe):
             raises there; False reads every prompt whole. With mode="serial" None is False.
         system: a system turn before the demonstrations.
         seed: of clustering, "random" chunks and "random" selection.
-        trace: record each chunk's part in each token.
+        trace: record each chunk's part in each token; a number: with so many candidates.
         chat_template: a Jinja template, where the processor has none.
         mode: "fused", "serial" or "auto", see `CoupledLM`.
 

@@ -18,6 +18,7 @@ from infer_kit.errors import InferKitError
 from infer_kit.methods.sweep import Sweep, candidate_lists, joined_scores, same_text
 from infer_kit.pool import KLBudgetWeights
 from infer_kit.streams import Group
+from infer_kit.trace import checked_depth
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class MethodOutput:
         text: str, the answer.
         trace: `Trace`, each stream's part in each token; None with `trace=False`.
         sequences: `[R, prompt + new]` ids, the primary stream's padded prompt first.
+        tokens: the new ids of each sequence, its end token included, no padding.
         engines: how the streams were run ("fused" or "serial").
         output: the backend's output: `scores`, `logits`, `sequences_scores` of the pooled
             distribution where they were asked for.
@@ -39,6 +41,7 @@ class MethodOutput:
     text: Any
     trace: Any = field(repr=False)
     sequences: Any = field(repr=False)
+    tokens: list[list[int]] = field(repr=False)
     engines: tuple[str, ...]
     output: Any = field(repr=False)
 
@@ -51,6 +54,7 @@ class MethodOutput:
             text=answers.texts[0] if one else answers.texts,
             trace=traces[0] if one and traces else traces,
             sequences=answers.output.sequences,
+            tokens=answers.tokens,
             engines=answers.engines,
             output=answers.output,
             **more,
@@ -65,14 +69,25 @@ class Recipe(ABC):
         pool: "product" or "mixture".
         normalize: whether each group's weights are divided by their sum.
         plausibility: β of the plausibility cut-off, 0 for none.
-        trace: whether each stream's part in each token is recorded.
+        trace: whether each stream's part in each token is recorded; a number n: with n candidates a
+            stream (see `Trace`).
     """
 
     backend: Backend
     pool: str = "product"
     normalize: bool = False
     plausibility: float = 0.0
-    trace: bool = True
+    _trace: bool | int = True
+    _watch: Callable[[Sequence[Group]], None] | None = None  # is told what is decoded
+
+    @property
+    def trace(self) -> bool | int:
+        return self._trace
+
+    @trace.setter
+    def trace(self, value: bool | int) -> None:
+        checked_depth(value)
+        self._trace = value
 
     @abstractmethod
     def groups(self, chats: Sequence[Chat], memory: Any = None) -> list[Group]:
@@ -172,6 +187,8 @@ class Recipe(ABC):
         memory: Any,
         generate_kwargs: dict[str, Any],
     ) -> Answers:
+        if self._watch is not None:
+            self._watch(groups)
         return self.backend.generate(
             groups,
             pool=self.pool,

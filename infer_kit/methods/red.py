@@ -69,7 +69,7 @@ class RED(WeightedRecipe):
         prompts: Prompts | None = None,
         image_weight: float = 1.0,
         rationale_generation: dict[str, Any] | None = None,
-        trace: bool = True,
+        trace: bool | int = True,
         chat_template: str | None = None,
         mode: str = "auto",
     ) -> None:
@@ -86,7 +86,7 @@ class RED(WeightedRecipe):
         image_weight: the weight of the image stream; 0 reads the rationale alone.
         rationale_generation: generate arguments of step 1, apart from the answer's. Default:
             greedy, at most 1024 tokens (the paper's), or what the model's context has room for.
-        trace: record each stream's part in each token.
+        trace: record each stream's part in each token; a number: with so many candidates.
         chat_template: a Jinja template, where the processor has none.
         mode: how the streams run, see `CoupledLM`: "auto", "fused" or "serial".
 

@@ -95,13 +95,18 @@ class ComposedLM(nn.Module):
     @property
     def weights(self) -> list[float]:
         """[K] the signed weight of each distinct model, the base's first."""
-        return self._weights(self.beta)
+        return self.weights_at(self.beta)
 
-    def _weights(self, beta: float) -> list[float]:
+    def weights_at(self, beta: float) -> list[float]:
+        """[K] the same at another strength."""
         weights = [0.0] * len(self.members)
         for part in self.parts:
             weights[self._place[id(part.model)]] += part.weight * (beta if part.scaled else 1.0)
         return weights
+
+    def name_of(self, member: nn.Module) -> str:
+        """The names of the parts that a member is."""
+        return " and ".join(part.name for part in self.parts if part.model is member)
 
     @property
     def device(self) -> torch.device:
@@ -309,7 +314,7 @@ class ComposedLM(nn.Module):
         texts = [token_ids(text, n) for n, text in enumerate(continuations)]
         strengths = [check_strength(beta, "beta") for beta in betas]
         sums, count = dict.fromkeys(strengths, 0.0), 0
-        tables = {beta: torch.tensor([self._weights(beta)], device=self.device) for beta in sums}
+        tables = {beta: torch.tensor([self.weights_at(beta)], device=self.device) for beta in sums}
         for place, (prompt, text) in enumerate(zip(starts, texts, strict=True)):
             labels = text.to(self.device)
             counted = labels != IGNORED

@@ -1,0 +1,285 @@
+"""Methods answer samples: chats for recipes, chats or texts for ensembles of unlike tokenizers."""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from infer_kit.errors import InferKitError
+from infer_kit.evaluation.samples import Sample, Shot
+from infer_kit.methods.named import CLASSES, build, canonical, checked_options, did_you_mean
+from infer_kit.methods.parallel_icl import ParallelICL
+from infer_kit.methods.recipe import Recipe
+from infer_kit.named_models import NamedModel, load_model
+
+PLAIN = (
+    "{% for m in messages %}{% if m.role == 'assistant' %} {% endif %}"
+    "{% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}"
+    "{% if m.role == 'assistant' %}{{ '\n\n' }}{% elif not loop.last %}{{ '\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '\n' }}{% endif %}"
+)
+"""A chat template of bare texts, for models that were never taught one."""
+
+ENSEMBLES = ("ensemble", "reduced")
+"""Methods over symbols: `Ensemble` (its other members in `others`) and `ReducedLM`."""
+
+METHODS = (*CLASSES, *ENSEMBLES)
+"""What `--method` takes."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a method wrote.
+
+    Attributes:
+        text: the answer. rationale: that it was given with, or None.
+        tokens: how many new ones the answer has; of an ensemble its symbols.
+        trace: plain data, or None.
+    """
+
+    text: str
+    rationale: str | None
+    tokens: int
+    trace: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """The log-probability of a text, in nats: equal bounds where it is exact."""
+
+    low: float
+    high: float
+
+
+class Answerer(Protocol):
+    """Answers samples, a batch at a time."""
+
+    def answer(self, samples: Sequence[Sample]) -> list[Answer]:
+        """An answer for each."""
+        ...
+
+    def score(self, samples: Sequence[Sample]) -> list[Score]:
+        """The log-probability of each one's passage."""
+        ...
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How samples become prompts.
+
+    Attributes:
+        instruction: after every question. system: a turn before all others.
+        shots: demonstrations for all samples. chat_template: Jinja, "plain", or None.
+        generation: keywords of `generate`. trace: whether answers have one.
+    """
+
+    instruction: str
+    system: str | None
+    shots: tuple[Shot, ...]
+    chat_template: str | None
+    generation: Mapping[str, Any]
+    trace: bool
+
+
+def check_method(name: str, options: Mapping[str, Any]) -> str:
+    """The method's name as `METHODS` spells it; raises for it, and for options it has not."""
+    plain = name.lower().replace("-", "_")
+    if plain in ENSEMBLES:
+        known = _ensemble_options(plain)
+        for key in options:
+            if key not in known:
+                raise InferKitError(
+                    f"The method {name!r} has no option {key!r}.{did_you_mean(key, known)}"
+                )
+        if plain == "ensemble" and not options.get("others"):
+            raise InferKitError(
+                "An ensemble needs other models.", hint="Give --set others=B, or others=B+C."
+            )
+        return plain
+    if plain not in METHODS:
+        raise InferKitError(f"Unknown method {name!r}.{did_you_mean(plain, METHODS)}")
+    checked_options(plain, options)
+    return canonical(plain)
+
+
+def answerer_for(
+    method: str, loaded: NamedModel, options: Mapping[str, Any], asking: Asking
+) -> Answerer:
+    """What answers with a method of `METHODS`, already checked."""
+    if method in ENSEMBLES:
+        return _OverSymbols(method, loaded, options, asking)
+    template = PLAIN if asking.chat_template == "plain" else asking.chat_template
+    if template is not None:
+        options = {**options, "chat_template": template}
+    recipe = build(
+        method, loaded.model, loaded.processor, options, loaded.prompts, trace=asking.trace
+    )
+    if isinstance(recipe, ParallelICL):
+        if asking.system is not None:
+            recipe.system = asking.system
+        return _OfDemonstrations(recipe, loaded, asking)
+    return _OfChats(recipe, loaded, asking)
+
+
+class _OfChats:
+    """A recipe, one chat a sample; demonstrations are turns of it."""
+
+    def __init__(self, recipe: Recipe, loaded: NamedModel, asking: Asking) -> None:
+        self.recipe, self.loaded, self.asking = recipe, loaded, asking
+        self.documents = "context" in inspect.signature(type(recipe).groups).parameters
+
+    def answer(self, samples: Sequence[Sample]) -> list[Answer]:
+        asking = self.asking
+        chats = [s.chat(asking.instruction, asking.shots, asking.system) for s in samples]
+        more: dict[str, Any] = {}
+        if self.documents:
+            without = [sample.id for sample in samples if sample.context is None]
+            if without:
+                raise InferKitError(
+                    f"Sample {without[0]!r} has no context, which this method contrasts with."
+                )
+            more["context"] = [sample.context for sample in samples]
+        return _answers(self.recipe.generate(chats, **more, **asking.generation))
+
+    def score(self, samples: Sequence[Sample]) -> list[Score]:
+        if type(self.recipe).__name__ != "Direct":
+            raise InferKitError(
+                f"{type(self.recipe).__name__} answers questions; texts are scored by the methods "
+                f"direct, {' and '.join(ENSEMBLES)}."
+            )
+        return _symbol_scores("reduced", self.loaded, {}, samples)
+
+
+class _OfDemonstrations:
+    """Parallel-ICL: fitted once, or for each sample that has demonstrations of its own."""
+
+    def __init__(self, recipe: ParallelICL, loaded: NamedModel, asking: Asking) -> None:
+        self.recipe, self.asking = recipe, asking
+        self._fitted = False
+
+    def answer(self, samples: Sequence[Sample]) -> list[Answer]:
+        asking = self.asking
+        own = [sample for sample in samples if sample.shots]
+        if own and asking.shots:
+            raise InferKitError(
+                f"Sample {own[0].id!r} has demonstrations of its own, and --demonstrations are "
+                "given as well."
+            )
+        if own and len(own) < len(samples):
+            lacking = next(sample.id for sample in samples if not sample.shots)
+            raise InferKitError(f"Sample {lacking!r} has no demonstrations, others have.")
+        if not own:
+            if not self._fitted:
+                if not asking.shots:
+                    raise InferKitError(
+                        "Parallel-ICL needs demonstrations.",
+                        hint="Give --demonstrations FILE.jsonl, or samples with demonstrations.",
+                    )
+                self.recipe.fit([shot.turns(asking.instruction) for shot in asking.shots])
+                self._fitted = True
+            chats = [sample.chat(asking.instruction) for sample in samples]
+            return _answers(self.recipe.generate(chats, **asking.generation))
+        groups = []
+        for sample in samples:
+            self.recipe.fit([shot.turns(asking.instruction) for shot in sample.shots])
+            groups.append(self.recipe.group(_alone(sample).chat(asking.instruction)))
+        return _answers(self.recipe.run(groups, **asking.generation))
+
+    def score(self, samples: Sequence[Sample]) -> list[Score]:
+        raise InferKitError("Parallel-ICL answers questions; texts are scored by direct.")
+
+
+class _OverSymbols:
+    """An ensemble over bytes or tokens, or one model over bytes."""
+
+    def __init__(
+        self, method: str, loaded: NamedModel, options: Mapping[str, Any], asking: Asking
+    ) -> None:
+        self.asking = asking
+        self.ensemble = _ensemble(method, loaded, options)
+        if asking.chat_template not in (None, "plain"):
+            raise InferKitError(
+                f"Every member of the method {method!r} has a chat template of its own.",
+                hint="--chat-template plain asks with bare texts.",
+            )
+
+    def answer(self, samples: Sequence[Sample]) -> list[Answer]:
+        asking = self.asking
+        pictured = next((s.id for s in samples if s.images), None)
+        if pictured is not None:
+            raise InferKitError(f"Sample {pictured!r} has a picture; these methods read text.")
+        chats: list[Any] = [
+            s.chat(asking.instruction, asking.shots, asking.system) for s in samples
+        ]
+        if asking.chat_template == "plain":
+            chats = [_bare(chat) for chat in chats]
+        out = self.ensemble.generate(chats, **asking.generation)
+        texts = [out.text] if isinstance(out.text, str) else out.text
+        return [Answer(text, None, len(text.encode())) for text in texts]
+
+    def score(self, samples: Sequence[Sample]) -> list[Score]:
+        return _scores_by(self.ensemble, samples)
+
+
+def _ensemble(method: str, loaded: NamedModel, options: Mapping[str, Any]) -> Any:
+    from infer_kit.vocab.ensemble import Ensemble, ReducedLM
+
+    given = dict(options)
+    if method == "reduced":
+        return ReducedLM(loaded.model, loaded.processor, **given)
+    others = [load_model(name) for name in str(given.pop("others")).split("+")]
+    members = [(m.model, m.processor) for m in (loaded, *others)]
+    return Ensemble(members, **given)
+
+
+def _ensemble_options(method: str) -> list[str]:
+    from infer_kit.vocab.ensemble import Ensemble
+
+    known = set(inspect.signature(Ensemble).parameters) - {"members"}
+    if method == "ensemble":
+        return sorted(known | {"others"})
+    return sorted(known - {"weights", "pool", "switching_rate"})
+
+
+def _symbol_scores(
+    method: str, loaded: NamedModel, options: Mapping[str, Any], samples: Sequence[Sample]
+) -> list[Score]:
+    return _scores_by(_ensemble(method, loaded, options), samples)
+
+
+def _scores_by(ensemble: Any, samples: Sequence[Sample]) -> list[Score]:
+    passages = [sample.passage for sample in samples]
+    scores = [Score(s.low, s.high) for s in ensemble.logprob(passages)]
+    for sample, score in zip(samples, scores, strict=True):
+        if not math.isfinite(score.low):
+            raise InferKitError(f"The text of sample {sample.id!r} has probability 0.")
+    return scores
+
+
+def _answers(out: Any) -> list[Answer]:
+    """Of a `MethodOutput` for a list of chats, one answer each."""
+    texts = [out.text] if isinstance(out.text, str) else out.text
+    rationales = getattr(out, "rationale", None)
+    if rationales is None or isinstance(rationales, str):
+        rationales = [rationales] * len(texts)
+    traces = out.trace if isinstance(out.trace, list) else [out.trace] * len(texts)
+    return [
+        Answer(text.strip(), rationale, len(ids), None if trace is None else trace.to_dict())
+        for text, rationale, ids, trace in zip(texts, rationales, out.tokens, traces, strict=True)
+    ]
+
+
+def _alone(sample: Sample) -> Sample:
+    """Without its demonstrations, which the method has read."""
+    return Sample(sample.id, sample.question, sample.answers, sample.images, sample.choices)
+
+
+def _bare(chat: Sequence[Mapping[str, Any]]) -> str:
+    """What `PLAIN` writes, the start of the answer included."""
+    pieces = []
+    for turn in chat:
+        text = "".join(part["text"] for part in turn["content"])
+        pieces.append(f" {text}\n\n" if turn["role"] == "assistant" else f"{text}\n")
+    return "".join(pieces).rstrip("\n") + "\n"

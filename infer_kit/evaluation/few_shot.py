@@ -1,0 +1,62 @@
+"""Demonstrations for a run: drawn with a seed, and checked against the samples."""
+
+import hashlib
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from infer_kit.errors import InferKitError
+from infer_kit.evaluation.samples import Sample, Shot
+
+_SHOWN = 5
+
+
+def shots_from(
+    pool: Sequence[Sample], samples: Sequence[Sample], shots: int | None, seed: int, where: str
+) -> tuple[Shot, ...]:
+    """`shots` of a pool of answered samples (all if None, in their order), none of which leaks.
+
+    A demonstration leaks if it has the question and the pictures of a sample.
+
+    Raises:
+        InferKitError: some leak, there are too few, or they are texts without questions.
+    """
+    if any(sample.passage is not None for sample in pool):
+        raise InferKitError(f"{where}: demonstrations are questions with answers, not texts.")
+    leaking = leaks(pool, samples)
+    if leaking:
+        shown = ", ".join(repr(sample.id) for sample in leaking[:_SHOWN])
+        raise InferKitError(
+            f"{where}: {len(leaking)} demonstrations are samples of the data ({shown}"
+            f"{', …' if len(leaking) > _SHOWN else ''}): their answers would be in the prompt.",
+            hint="evals/data/few_shot.py makes a file without them.",
+        )
+    if shots is None:
+        return tuple(map(shot_of, pool))
+    if not 1 <= shots <= len(pool):
+        raise InferKitError(f"{where} has {len(pool)} demonstrations, {shots} were asked for.")
+    return tuple(shot_of(sample) for sample in random.Random(seed).sample(list(pool), shots))
+
+
+def leaks(pool: Sequence[Sample], samples: Sequence[Sample]) -> list[Sample]:
+    """Those of the pool that are samples themselves, whatever their ids."""
+    keys = {content_key(sample) for sample in samples}
+    return [sample for sample in pool if content_key(sample) in keys]
+
+
+def content_key(sample: Sample) -> str:
+    """Equal for equal questions, up to case and space, about equal files of pictures."""
+    question = " ".join(sample.asked().split()).casefold()
+    return hashlib.sha256(f"{question}\n{pictures_key(sample.images)}".encode()).hexdigest()
+
+
+def pictures_key(images: Iterable[Path]) -> str:
+    """Equal for equal files."""
+    digests = (hashlib.sha256(path.read_bytes()).hexdigest() for path in images)
+    return " ".join(digests)
+
+
+def shot_of(sample: Sample) -> Shot:
+    """A sample as a demonstration, with the answer that most annotators gave, the first of them."""
+    answer = max(sample.answers, key=sample.answers.count)
+    return Shot(sample.asked(), answer, sample.images)

@@ -1,0 +1,204 @@
+"""Tasks: how a question is asked, and how answers are judged."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from infer_kit.errors import InferKitError
+from infer_kit.evaluation.metrics.captions import bleu, cider, rouge_l
+from infer_kit.evaluation.metrics.choices import choice_match
+from infer_kit.evaluation.metrics.exact import exact_match
+from infer_kit.evaluation.metrics.gqa import gqa_match
+from infer_kit.evaluation.metrics.numbers import number_match
+from infer_kit.evaluation.metrics.vqa import vqa_accuracy
+from infer_kit.evaluation.metrics.yes_no import mme_scores, yes_no_report, yes_or_no
+from infer_kit.evaluation.samples import Sample
+from infer_kit.methods.named import did_you_mean
+
+Metrics = dict[str, float]
+SHORT = "Answer the question using a single word or phrase."
+LETTER = "Answer with the letter of the right option."
+YES_NO = "Answer with yes or no."
+
+
+@dataclass(frozen=True)
+class Task:
+    """How a question is asked, and how answers are judged.
+
+    Attributes:
+        name: of `TASKS`. about: a line for `infer-kit ls`.
+        instruction: stands after the question, on a line of its own.
+        max_new_tokens: of an answer.
+        score: of one answer, from 0 to 1; None where only all answers together have a score.
+        main: the name of the mean of the scores.
+        scores_of: of all answers, where one alone has none.
+        more: further figures of all answers.
+        is_scored: the samples are texts to be scored, no questions (bits per byte).
+    """
+
+    name: str
+    about: str
+    instruction: str
+    max_new_tokens: int
+    score: Callable[[str, Sample], float] | None
+    main: str = "accuracy"
+    scores_of: Callable[[Sequence[str], Sequence[Sample]], np.ndarray] | None = None
+    more: Callable[[Sequence[str], Sequence[Sample]], Metrics] | None = None
+    is_scored: bool = False
+
+    def scores(self, predictions: Sequence[str], samples: Sequence[Sample]) -> np.ndarray:
+        """`[n]` float64, the score of each answer."""
+        if self.scores_of is not None:
+            return self.scores_of(predictions, samples)
+        assert self.score is not None
+        return np.array([self.score(p, s) for p, s in zip(predictions, samples, strict=True)])
+
+    def check(self, samples: Sequence[Sample], where: str) -> None:
+        """Raise unless every sample can be judged.
+
+        Raises:
+            InferKitError: texts where questions are expected, or the reverse; an answer that is
+                neither yes nor no; choices missing.
+        """
+        for sample in samples:
+            if (sample.passage is not None) != self.is_scored:
+                raise InferKitError(
+                    f"{where}: sample {sample.id!r} is a {'question' if self.is_scored else 'text'}"
+                    f", and the task {self.name!r} takes "
+                    f"{'texts' if self.is_scored else 'questions'}."
+                )
+            if self.name in _YES_NO and yes_or_no(sample.answers[0]) is None:
+                raise InferKitError(
+                    f"{where}: the answer of sample {sample.id!r} is {sample.answers[0]!r}; the "
+                    f"task {self.name!r} takes yes or no."
+                )
+            if self.name in _CHOSEN and not sample.choices:
+                raise InferKitError(
+                    f"{where}: sample {sample.id!r} has no choices, which the task {self.name!r} "
+                    "needs."
+                )
+
+
+def _choice(prediction: str, sample: Sample) -> float:
+    """A letter among choices; a number or a text where there are none (MMMU's open questions)."""
+    if sample.choices:
+        return choice_match(prediction, sample.answers, sample.choices)
+    return max(exact_match(prediction, sample.answers), number_match(prediction, sample.answers))
+
+
+def _yes_no(prediction: str, sample: Sample) -> float:
+    return float(yes_or_no(prediction) == yes_or_no(sample.answers[0]))
+
+
+def _yes_no_figures(predictions: Sequence[str], samples: Sequence[Sample]) -> Metrics:
+    report = yes_no_report(predictions, [s.answers[0] for s in samples])
+    return {name: value for name, value in report.items() if name != "accuracy"}
+
+
+def _mme_figures(predictions: Sequence[str], samples: Sequence[Sample]) -> Metrics:
+    return mme_scores(
+        predictions,
+        [s.answers[0] for s in samples],
+        [str(s.images[0]) if s.images else s.id for s in samples],
+        [s.category or "all" for s in samples],
+    )
+
+
+def _references(samples: Sequence[Sample]) -> list[Sequence[str]]:
+    return [s.answers for s in samples]
+
+
+def _cider(predictions: Sequence[str], samples: Sequence[Sample]) -> np.ndarray:
+    return np.asarray(cider(predictions, _references(samples))[1], dtype=np.float64)
+
+
+def _caption_figures(predictions: Sequence[str], samples: Sequence[Sample]) -> Metrics:
+    references = _references(samples)
+    grams = bleu(predictions, references)[0]
+    names = {f"BLEU-{n}": float(value) for n, value in enumerate(grams, 1)}
+    return {**names, "ROUGE-L": float(rouge_l(predictions, references)[0])}
+
+
+def _asked(name: str, about: str, instruction: str, score: Any, tokens: int = 16) -> Task:
+    return Task(name, about, instruction, tokens, score)
+
+
+def _gqa(prediction: str, sample: Sample) -> float:
+    return gqa_match(prediction, sample.answers)
+
+
+def _vqa(prediction: str, sample: Sample) -> float:
+    return vqa_accuracy(prediction, sample.answers)
+
+
+def _exact(prediction: str, sample: Sample) -> float:
+    return exact_match(prediction, sample.answers)
+
+
+def _number(prediction: str, sample: Sample) -> float:
+    return number_match(prediction, sample.answers)
+
+
+_CAPTION = Task(
+    name="coco_captions",
+    about="COCO captions; CIDEr, BLEU, ROUGE-L on PTB tokens",
+    instruction="Describe the image in one sentence.",
+    max_new_tokens=48,
+    score=None,
+    main="CIDEr",
+    scores_of=_cider,
+    more=_caption_figures,
+)
+
+_ALL = (
+    _asked("exact", "equal but for case, space and a full stop", "", _exact, 32),
+    _asked("gqa", "GQA; exact match, one normaliser on both sides", SHORT, _gqa),
+    _asked("vqa", "soft accuracy over several annotators", SHORT, _vqa),
+    _asked("vqav2", "VQAv2; soft accuracy", SHORT, _vqa),
+    _asked("textvqa", "TextVQA; soft accuracy", SHORT, _vqa),
+    _asked("choice", "multiple choice", LETTER, _choice),
+    _asked("mmmu", "MMMU; choices, and open questions by text or number", LETTER, _choice),
+    _asked("mathvista", "MathVista; choices, numbers and texts", "", _choice, 512),
+    _asked("seed", "SEED-Bench; multiple choice", LETTER, _choice),
+    _asked("mibench", "MIBench; choices, and open answers by text", "", _choice, 32),
+    _asked("number", "the final number", "", _number, 512),
+    _asked(
+        "gsm8k",
+        "GSM8K; the final number",
+        "Think step by step, and end with: The answer is <number>.",
+        _number,
+        512,
+    ),
+    Task("pope", "POPE; yes or no, with F1", YES_NO, 8, _yes_no, more=_yes_no_figures),
+    Task("mme", "MME; accuracy, accuracy+ and scores", "", 8, _yes_no, more=_mme_figures),
+    _CAPTION,
+    Task(
+        name="bits_per_byte",
+        about="texts scored; bits per byte",
+        instruction="",
+        max_new_tokens=0,
+        score=None,
+        main="bits_per_byte",
+        is_scored=True,
+    ),
+)
+
+TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
+"""The tasks by name."""
+
+_YES_NO = {"pope", "mme"}
+_CHOSEN = {"choice", "seed"}
+
+
+def task_named(name: str) -> Task:
+    """A task of `TASKS`.
+
+    Raises:
+        InferKitError: there is none of that name; names the nearest.
+    """
+    plain = name.lower().replace("-", "_")
+    if plain not in TASKS:
+        raise InferKitError(f"Unknown task {name!r}.{did_you_mean(plain, TASKS)}")
+    return TASKS[plain]
