@@ -113,6 +113,14 @@ class Backend(Protocol):
         """Tokens that the model takes, or None where it does not say."""
         ...
 
+    def prompt_ids(self, context: Any) -> list[int]:
+        """Token ids of a context, images as the model's placeholders."""
+        ...
+
+    def decoded(self, ids: Sequence[int]) -> str:
+        """Token ids as text, special tokens and all."""
+        ...
+
     def has_images(self, context: Any) -> bool:
         """Whether the context shows images that it brings along (not those of a prefix)."""
         ...
@@ -147,7 +155,7 @@ class Backend(Protocol):
         pool: Any = "product",
         normalize: bool = False,
         weights: Any = None,
-        trace: bool = False,
+        trace: bool | int = False,
         memory: Any = None,
         limits: Sequence[int] | None = None,
         plausibility: float = 0.0,
@@ -160,7 +168,8 @@ class Backend(Protocol):
             pool: "product", "mixture" or a function.
             normalize: divide each group's weights by their sum.
             weights: a function of the step, in place of the streams' own weights.
-            trace: also record each stream's part in each token.
+            trace: also record each stream's part in each token; a number n: and the n best tokens
+                of each stream, for other choices to be made from.
             memory: see `new_memory`.
             limits: most new tokens of each group, in place of `max_new_tokens`.
             plausibility: β of the cut-off, taken on the groups' experts; 0 for none.

@@ -29,6 +29,13 @@ class TokenStatistics:
         decisive: `[R, n, K]` bool, whether the pool's best token would be another one without
             this stream; False throughout for a pool function, which has no "without".
         divergence: `[R, n]` Jensen–Shannon divergence between the streams, in nats, at most log K.
+        candidates: `[R, n, C]` int64, each stream's best tokens, the pool's, the chosen one and the
+            runner-up, each once, ascending; −1 fills up. None where they were not asked for, as
+            the three below.
+        candidate_logprobs: `[R, n, C, K]` log p_k of each; NaN where there is none.
+        floors: `[R, n, K]` log p_k of each stream's best token that is no candidate; −∞ where
+            there is none.
+        pooled_floor: `[R, n]` log π of the pool's best token that is no candidate.
     """
 
     chosen: Tensor
@@ -41,24 +48,38 @@ class TokenStatistics:
     top: Tensor
     decisive: Tensor
     divergence: Tensor
+    candidates: Tensor | None = None
+    candidate_logprobs: Tensor | None = None
+    floors: Tensor | None = None
+    pooled_floor: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, those that there are."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "TokenStatistics":
         """The same with `function` applied to every tensor."""
-        return TokenStatistics(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+        return TokenStatistics(**{name: function(v) for name, v in self.tensors().items()})
 
     @staticmethod
     def concatenate(parts: list["TokenStatistics"]) -> "TokenStatistics":
         """Join along the tokens."""
         return TokenStatistics(
             **{
-                f.name: torch.cat([getattr(part, f.name) for part in parts], dim=1)
-                for f in fields(TokenStatistics)
+                name: torch.cat([getattr(part, name) for part in parts], dim=1)
+                for name in parts[0].tensors()
             }
         )
 
 
 def token_statistics(
-    pooling: Pooling, logits: Tensor, weights: Tensor, pooled: Tensor, chosen: Tensor
+    pooling: Pooling,
+    logits: Tensor,
+    weights: Tensor,
+    pooled: Tensor,
+    chosen: Tensor,
+    candidates: int = 0,
 ) -> TokenStatistics:
     """Figures for the tokens `chosen` `[R, n]`.
 
@@ -66,6 +87,7 @@ def token_statistics(
         pooling: the pool that made `pooled`.
         logits: `[R, K, n, V]` of the streams. weights: `[R, K]` or `[R, K, n]`.
         pooled: `[R, n, V]` scores, any additive constant.
+        candidates: how many of each stream's best tokens to keep; 0 for none.
     """
     w = (weights if weights.dim() == 3 else weights[..., None]).expand(logits.shape[:3])
     absent = (w == 0) & (not callable(pooling.pool))
@@ -80,7 +102,11 @@ def token_statistics(
         values = logprobs.gather(-1, index).squeeze(-1).masked_fill(absent, torch.nan)
         return values.transpose(1, 2)
 
+    kept: dict[str, Tensor] = {}
+    if candidates:
+        kept = _candidates(logprobs, log_pi, ~absent, chosen, runner_up, candidates)
     return TokenStatistics(
+        **kept,
         chosen=chosen,
         pooled=log_pi.gather(-1, chosen[..., None]).squeeze(-1),
         logprobs=of(chosen),
@@ -92,6 +118,31 @@ def token_statistics(
         decisive=_decisive(pooling, logprobs, w, pooled).transpose(1, 2) & ~absent.transpose(1, 2),
         divergence=_jensen_shannon(logprobs, ~absent),
     )
+
+
+def _candidates(
+    logprobs: Tensor, log_pi: Tensor, present: Tensor, chosen: Tensor, runner_up: Tensor, n: int
+) -> dict[str, Tensor]:
+    """The tokens that another choice could be made from, and what is known of all others.
+
+    Args:
+        logprobs: `[R, K, n, V]`. log_pi: `[R, n, V]`. present: `[R, K, n]` bool.
+    """
+    n = min(n, logprobs.shape[-1])
+    own = logprobs.topk(n, dim=-1).indices
+    own = torch.where(present[..., None], own, chosen[:, None, :, None])  # absent: none of its own
+    places = [own.transpose(1, 2).flatten(2), log_pi.topk(n, dim=-1).indices]
+    ids = torch.cat([*places, chosen[..., None], runner_up[..., None]], dim=-1).sort(-1).values
+    again = torch.zeros_like(ids, dtype=torch.bool)
+    again[..., 1:] = ids[..., 1:] == ids[..., :-1]
+    by_stream = ids[:, None].expand(-1, logprobs.shape[1], -1, -1)
+    values = logprobs.gather(-1, by_stream).masked_fill(again[:, None], torch.nan)
+    return {
+        "candidates": ids.masked_fill(again, -1),
+        "candidate_logprobs": values.permute(0, 2, 3, 1),
+        "floors": logprobs.scatter(-1, by_stream, -torch.inf).amax(-1).transpose(1, 2),
+        "pooled_floor": log_pi.scatter(-1, ids, -torch.inf).amax(-1),
+    }
 
 
 def _decisive(pooling: Pooling, logprobs: Tensor, weights: Tensor, pooled: Tensor) -> Tensor:

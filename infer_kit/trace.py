@@ -8,6 +8,7 @@ the runner-up.
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,18 @@ class Trace:
             stream.
         divergence: `[T]` Jensen–Shannon divergence between the streams, nats, at most log K.
         idle: names of the request's streams that did not run, having weight 0.
+        plausibility: β of the cut-off in force, 0 for none.
+        experts: places among `streams` of those that say what is plausible.
+
+    With `trace=n` also, and None without, what other choices can be made from (see
+    `infer_kit.explanation`): the union of each stream's n best tokens, the pool's n best, the
+    chosen token and the runner-up.
+
+    Attributes:
+        candidate_ids: T arrays `[C_t]`, ascending. candidates: T tuples of their texts.
+        candidate_logprobs: T arrays `[C_t, K]`, log p_k of each.
+        floors: `[T, K]` log p_k of each stream's best token that is no candidate.
+        pooled_floor: `[T]` log π of the pool's best token that is no candidate.
     """
 
     streams: tuple[str, ...]
@@ -58,6 +71,13 @@ class Trace:
     decisive: np.ndarray
     divergence: np.ndarray
     idle: tuple[str, ...] = ()
+    plausibility: float = 0.0
+    experts: tuple[int, ...] = ()
+    candidates: tuple[tuple[str, ...], ...] | None = None
+    candidate_ids: tuple[np.ndarray, ...] | None = None
+    candidate_logprobs: tuple[np.ndarray, ...] | None = None
+    floors: np.ndarray | None = None
+    pooled_floor: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -150,7 +170,7 @@ class Trace:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings, for JSON. NaN becomes None."""
+        """Plain lists, numbers and strings, for JSON. What is not finite becomes None."""
         out: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -202,6 +222,22 @@ class Trace:
         return f"{low:g}" if low == high else f"{low:.2g}…{high:.2g}"
 
 
+def checked_depth(trace: Any) -> int:
+    """How many candidates a stream `trace=` asks for: 0 for True and False, n for n.
+
+    Raises:
+        InferKitError: it is none of these.
+    """
+    if isinstance(trace, bool | np.bool_):
+        return 0
+    if isinstance(trace, Integral) and int(trace) >= 1:
+        return int(trace)
+    raise InferKitError(
+        f"trace is True, False, or how many candidates a stream to keep of each token (1 or "
+        f"more); got {trace!r}."
+    )
+
+
 def trace_of(
     statistics: "TokenStatistics",
     row: int,
@@ -211,6 +247,8 @@ def trace_of(
     idle: Sequence[str],
     pool: str,
     decode: Callable[[int], str],
+    plausibility: float = 0.0,
+    experts: Sequence[int] = (),
 ) -> Trace:
     """The trace of one sequence out of a batch's figures.
 
@@ -220,15 +258,34 @@ def trace_of(
         idle: names of those that did not run.
         pool: "product", "mixture" or "custom".
         decode: one token id to text.
+        plausibility: β of the cut-off. experts: the pool's streams that say what is plausible.
     """
 
-    def array(name: str) -> np.ndarray:
+    def array_of(name: str) -> np.ndarray:
         values = getattr(statistics, name)[row, :length].cpu()
-        values = (values.double() if values.is_floating_point() else values).numpy()
+        return (values.double() if values.is_floating_point() else values).numpy()
+
+    def array(name: str) -> np.ndarray:
+        values = array_of(name)
         return values[:, list(slots)] if values.ndim == 2 else values
 
     ids = array("chosen")
+    kept: dict[str, Any] = {}
+    if statistics.candidates is not None:
+        every = array_of("candidates")
+        texts = {int(i): decode(int(i)) for i in np.unique(every) if i >= 0}
+        logprobs = array_of("candidate_logprobs")[..., list(slots)]
+        kept = {
+            "candidate_ids": tuple(row[row >= 0] for row in every),
+            "candidates": tuple(tuple(texts[int(i)] for i in row if i >= 0) for row in every),
+            "candidate_logprobs": tuple(
+                values[row >= 0] for values, row in zip(logprobs, every, strict=True)
+            ),
+            "floors": array("floors"),
+            "pooled_floor": array("pooled_floor"),
+        }
     return Trace(
+        **kept,
         streams=tuple(streams),
         pool=pool,
         tokens=tuple(decode(int(i)) for i in ids),
@@ -243,6 +300,8 @@ def trace_of(
         decisive=array("decisive"),
         divergence=array("divergence"),
         idle=tuple(idle),
+        plausibility=float(plausibility),
+        experts=tuple(list(slots).index(k) for k in experts if k in slots and plausibility),
     )
 
 

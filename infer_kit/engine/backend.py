@@ -19,7 +19,12 @@ from infer_kit.engine.arguments import (
 )
 from infer_kit.engine.cache_name import cache_of
 from infer_kit.engine.call import end_tokens, pad_token, resolve_call
-from infer_kit.engine.context_prefix import PREFIX, ContextPrefix, prompt_length
+from infer_kit.engine.context_prefix import (
+    PREFIX,
+    ContextPrefix,
+    prompt_ids,
+    prompt_length,
+)
 from infer_kit.engine.coupled_lm import CoupledLM
 from infer_kit.engine.image_features import ImageMemory, can_be_joined
 from infer_kit.engine.image_noise import add_noise
@@ -28,7 +33,7 @@ from infer_kit.engine.prefill import make_prefix
 from infer_kit.engine.rows import RowMaker
 from infer_kit.errors import InferKitError
 from infer_kit.streams import Group, weight_table
-from infer_kit.trace import Trace, trace_of
+from infer_kit.trace import Trace, checked_depth, trace_of
 
 
 class TransformersBackend:
@@ -125,6 +130,12 @@ class TransformersBackend:
     def limit(self) -> int | None:
         return context_length(self.model)
 
+    def prompt_ids(self, context: dict[str, Any]) -> list[int]:
+        return prompt_ids(context)[0].tolist()
+
+    def decoded(self, ids: Sequence[int]) -> str:
+        return self.rows.tokenizer.decode(list(ids))
+
     def has_images(self, context: dict[str, Any]) -> bool:
         return context.get("pixel_values") is not None
 
@@ -150,12 +161,13 @@ class TransformersBackend:
         pool: Any = "product",
         normalize: bool = False,
         weights: Any = None,
-        trace: bool = False,
+        trace: bool | int = False,
         memory: ImageMemory | None = None,
         limits: Sequence[int] | None = None,
         plausibility: float = 0.0,
         **generate_kwargs: Any,
     ) -> Answers:
+        checked_depth(trace)
         lm = self._lm(groups, pool, normalize, plausibility)
         kwargs = self._keywords(generate_kwargs)
         prompt = max(prompt_length(g.streams[g.primary].context) for g in groups)
@@ -296,6 +308,8 @@ class TransformersBackend:
                     idle=[s.name for k, s in enumerate(group.streams) if k not in ran_streams],
                     pool=pool if isinstance(pool, str) else "custom",
                     decode=lambda token: self.rows.tokenizer.decode([token]),
+                    plausibility=pooling.plausibility,
+                    experts=pooling.experts,
                 )
             )
         return traces

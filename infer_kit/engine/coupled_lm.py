@@ -43,6 +43,7 @@ from infer_kit.errors import InferKitError, UnsupportedArgument
 from infer_kit.pool import PoolFunction
 from infer_kit.pooling import Weights, as_table, resolve_pooling
 from infer_kit.token_statistics import TokenStatistics, token_statistics
+from infer_kit.trace import checked_depth
 
 
 class CoupledConfig(PreTrainedConfig):
@@ -198,7 +199,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         rows: Rows | None = None,
         weights: Weights | None = None,
         *,
-        trace: bool = False,
+        trace: bool | int = False,
         images: ImageMemory | None = None,
         limits: Sequence[int] | None = None,
         **kwargs: Any,
@@ -211,7 +212,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
                 many streams: leave the last ones out, or put None.
             weights: `[K]`, `[B, K]` or a function of the step; None for those of the constructor.
             trace: also return `statistics` (`TokenStatistics`) on the output; needs
-                `return_dict_in_generate=True`.
+                `return_dict_in_generate=True`. A number n: also keep each stream's n best tokens.
             images: encoded images to share with other calls; None shares them within this one.
             limits: most new tokens of each request, in place of `max_new_tokens`. A request that
                 reached its own is padded while others go on (transformers pads only where there is
@@ -229,6 +230,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         Raises:
             InferKitError: before any forward pass, for input that cannot work.
         """
+        depth = checked_depth(trace)
         if rows is None:
             if any(value is not None for value in (weights, images, limits)) or trace:
                 raise InferKitError(
@@ -238,15 +240,15 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         if limits is not None:
             check_limits(limits, len(rows))
             kwargs["max_new_tokens"] = max(limits)
-        config = resolve_call(self, kwargs, len(rows), trace)
+        config = resolve_call(self, kwargs, len(rows), bool(trace))
         kwargs = without_inner_states(kwargs, config)
         images = ImageMemory() if images is None else images
         # Finished beams leave the running ones, so theirs are scored afterwards.
-        record = trace and config.num_beams in (None, 1)
+        record = bool(trace) and config.num_beams in (None, 1)
         new = limits
         if new is None and config.max_new_tokens is not None:
             new = [config.max_new_tokens] * len(rows)
-        cache = self._prepare(rows, weights, new, images, record)
+        cache = self._prepare(rows, weights, new, images, record, depth)
         ids, mask = self._primary_prompts(rows, config)
         if limits is not None:
             criteria = [*(kwargs.get("stopping_criteria") or ()), LengthLimits(ids, limits)]
@@ -264,7 +266,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             cache.recorder = None  # the state may be continued
         elif trace:
             written = output.sequences[:, ids.shape[1] :]
-            output.statistics = self._statistics(rows, weights, images, written)
+            output.statistics = self._statistics(rows, weights, images, written, depth=depth)
         return output
 
     def _continue(self, kwargs: dict[str, Any]) -> Any:
@@ -339,6 +341,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         images: ImageMemory,
         continuations: Tensor,
         lengths: Sequence[int] | None = None,
+        depth: int = 0,
     ) -> TokenStatistics:
         """Figures for `continuations` `[R, n]`, R / B of each request, teacher-forced."""
         cache = self._prepare(rows, weights, lengths, images, record=False)
@@ -348,7 +351,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             w = pooling.weights_at(part.logits, cache.request, part.position)
             identity = pooling.is_identity
             pooled = part.logits[:, 0] if identity else pooling(part.logits, w, cache.request)
-            parts.append(token_statistics(pooling, part.logits, w, pooled, part.chosen))
+            parts.append(token_statistics(pooling, part.logits, w, pooled, part.chosen, depth))
         return TokenStatistics.concatenate(parts)
 
     @torch.no_grad()
@@ -389,6 +392,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
         new_tokens: Sequence[int] | None,
         images: ImageMemory,
         record: bool,
+        depth: int = 0,
     ) -> StreamCache:
         """The empty state of a call, its input checked."""
         models = self._models_of(rows)
@@ -411,7 +415,7 @@ class CoupledLM(PreTrainedModel, GenerationMixin):
             vocab_size=self.config.vocab_size,
             device=self.device,
             mode=self._mode,
-            recorder=Recorder(pooling) if record else None,
+            recorder=Recorder(pooling, depth) if record else None,
         )
 
     def _prompts(self, rows: Rows) -> list[Tensor]:

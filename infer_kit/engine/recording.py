@@ -36,8 +36,10 @@ class Recorder:
 
     CHUNK = 16
 
-    def __init__(self, pooling: Pooling) -> None:
+    def __init__(self, pooling: Pooling, candidates: int = 0) -> None:
+        """Args: pooling: of the call. candidates: see `token_statistics`."""
         self.pooling = pooling
+        self.candidates = candidates
         self._history: list[TokenStatistics] = []
         self._pending: list[_Pending] = []
 
@@ -89,6 +91,7 @@ class Recorder:
                 torch.cat([step.weights for step in steps], dim=2),
                 torch.cat([step.pooled for step in steps], dim=1),
                 chosen,
+                self.candidates,
             )
         )
         self._pending = []

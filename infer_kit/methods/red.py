@@ -274,6 +274,11 @@ class RED(WeightedRecipe):
         groups, texts = self._groups(chats, memory, rationale, weight)
         return _output(self._decode(groups, memory, kwargs), texts, single)
 
+    @property
+    def rationale_settings(self) -> tuple[Prompts, dict[str, Any]]:
+        """What decides the model's own rationales: the prompts and the arguments of step 1."""
+        return self.prompts, dict(self._rationale_generation)
+
     def rationales_of(self, chats: Sequence[Chat], memory: Any, given: Any = None) -> list[str]:
         """The rationale of each checked chat: the user's own, or step 1."""
         own = self._given(given, len(chats))

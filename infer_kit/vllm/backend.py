@@ -18,7 +18,7 @@ from infer_kit.errors import InferKitError
 from infer_kit.pool import KLBudgetWeights
 from infer_kit.pooling import resolve_pooling
 from infer_kit.streams import Group, weight_table
-from infer_kit.trace import Trace, trace_of
+from infer_kit.trace import Trace, checked_depth, trace_of
 from infer_kit.vllm.description import PoolRule
 from infer_kit.vllm.engines import Engine, Job, run_for_figures
 from infer_kit.vllm.jobs import WeightedInput, job_of, split_returned
@@ -137,6 +137,12 @@ class VllmBackend(MadeBackend):
             "plausibility=0.1, base=expert)), see docs/vllm.md.",
         )
 
+    def prompt_ids(self, context: Prompt) -> list[int]:
+        return list(context.ids)
+
+    def decoded(self, ids: Sequence[int]) -> str:
+        return self.rows.tokenizer.decode(list(ids))
+
     def room(self, context: Prompt) -> int | None:
         return max(self.prompts.limit - len(context.ids), 0)
 
@@ -152,15 +158,18 @@ class VllmBackend(MadeBackend):
         pool: Any = "product",
         normalize: bool = False,
         weights: Any = None,
-        trace: bool = False,
+        trace: bool | int = False,
         memory: Any = None,
         limits: Sequence[int] | None = None,
         plausibility: float = 0.0,
         **generate_kwargs: Any,
     ) -> Answers:
         kwargs = self._keywords(generate_kwargs)
-        traced = trace and self._can_trace()
-        planned = self.jobs(groups, pool, normalize, weights, traced, limits, plausibility, kwargs)
+        depth = checked_depth(trace)
+        traced = bool(trace) and self._can_trace()
+        planned = self.jobs(
+            groups, pool, normalize, weights, traced, limits, plausibility, kwargs, depth
+        )
         streamer = kwargs.get("streamer")
         if streamer is not None:
             streamer.put(torch.tensor([groups[0].streams[groups[0].primary].context.ids]))
@@ -186,8 +195,12 @@ class VllmBackend(MadeBackend):
         limits: Sequence[int] | None,
         plausibility: float,
         kwargs: dict[str, Any],
+        depth: int = 0,
     ) -> list["Plan"]:
-        """The requests for groups, one plan a returned sequence. Arguments as for `generate`."""
+        """The requests for groups, one plan a returned sequence.
+
+        Args: as for `generate`; `trace`: whether there is one. depth: its candidates a stream.
+        """
         if not groups:
             raise InferKitError("No requests: the list of groups is empty.")
         table = self._weights(groups, pool, normalize, weights, plausibility)
@@ -204,13 +217,21 @@ class VllmBackend(MadeBackend):
             experts = tuple(order.index(k) for k in group.experts or ())
             for each in split_returned(params[b]):
                 name = uuid4().hex if trace else ""
-                rule = PoolRule(pool, plausibility, experts if plausibility else (0,), trace=name)
+                rule = PoolRule(
+                    pool,
+                    plausibility,
+                    experts if plausibility else (0,),
+                    trace=name,
+                    candidates=depth if trace else 0,
+                )
                 if isinstance(weights, KLBudgetWeights):
                     direction = tuple(weights.direction[k] for k in order)
                     rule = replace(rule, kl_budget=weights.budget, direction=direction)
                 job = job_of(inputs, each, rule, self.engine.config, f"Request {b}")
                 idle = [k for k in order if table[b][k] == 0 and not rule.needs_all]
-                planned.append(Plan(job, b, [k for k in order if k not in idle], idle, name))
+                ran = [k for k in order if k not in idle]
+                judges = tuple(ran.index(k) for k in group.experts or () if k in ran)
+                planned.append(Plan(job, b, ran, idle, name, plausibility, judges))
         return planned
 
     def score(
@@ -365,6 +386,8 @@ class VllmBackend(MadeBackend):
                     idle=[streams[k].name for k in sorted(plan.idle)],
                     pool=pool,
                     decode=lambda token: self.rows.tokenizer.decode([token]),
+                    plausibility=plan.plausibility,
+                    experts=plan.experts,
                 )
             )
         return traces
@@ -379,6 +402,7 @@ class Plan:
         ran: the group's streams that have a say, as they were sent, the primary first.
         idle: those of weight 0.
         name: of its trace.
+        plausibility: β of the cut-off. experts: places in `ran` of those that have it.
     """
 
     job: Job
@@ -386,6 +410,8 @@ class Plan:
     ran: list[int]
     idle: list[int]
     name: str
+    plausibility: float
+    experts: tuple[int, ...]
 
 
 class NoMemory:

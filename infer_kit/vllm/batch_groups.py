@@ -97,6 +97,7 @@ class Pooled:
                 self.weights[traced],
                 self.pooled[traced],
                 chosen,
+                self.alike.rules[traced[0]].candidates,  # the same for all that are pooled alike
             )
             for place, k in enumerate(traced):
                 out[self.alike.names[k]] = every.map(partial(_row, place))

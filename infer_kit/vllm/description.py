@@ -12,7 +12,8 @@ Two forms. *Embedded*: one request brings the other members as token ids, one an
 The leader (index 0; in the embedded form the request itself) also carries the pool: `mode`
 ("product" or "mixture"), `plausibility` and `experts` (the cut-off of `infer_kit.pool.plausible`),
 `kl_budget` and `direction` (`infer_kit.pool.KLBudgetWeights`), `trace` (a key under which each
-stream's part in each token is kept), and `forced` with `tables` (tokens to be scored under several
+stream's part in each token is kept), `candidates` (how many of each stream's best tokens are kept
+with it), and `forced` with `tables` (tokens to be scored under several
 sets of weights, in place of drawn ones). This module imports neither vllm nor torch.
 """
 
@@ -31,7 +32,8 @@ MOST_STREAMS = 256
 LARGEST_WEIGHT = 1e6
 
 _POOL_KEYS = (
-    "mode", "plausibility", "experts", "kl_budget", "direction", "trace", "forced", "tables"
+    "mode", "plausibility", "experts", "kl_budget", "direction", "trace", "candidates", "forced",
+    "tables",
 )  # fmt: skip
 _EMBEDDED_KEYS = ("weight", "members", *_POOL_KEYS)
 _EXTERNAL_KEYS = ("id", "size", "index", "weight", "seed", *_POOL_KEYS)
@@ -54,6 +56,7 @@ class PoolRule:
         direction: of the weights, $w = w_0 + s d$, one a stream; empty without a budget.
         trace: under which name each stream's part in each token is kept for
             `CoupledWorker.infer_kit_take_traces`; empty for none.
+        candidates: how many of each stream's best tokens are kept with it.
         forced: tokens to be scored; the group ends with the last of them.
         tables: sets of weights to score them under, each with one a stream.
     """
@@ -64,6 +67,7 @@ class PoolRule:
     kl_budget: float | None = None
     direction: tuple[float, ...] = ()
     trace: str = ""
+    candidates: int = 0
     forced: tuple[int, ...] = ()
     tables: tuple[tuple[float, ...], ...] = ()
 
@@ -267,9 +271,16 @@ def _rule(value: Mapping[str, Any]) -> PoolRule:
         raise InvalidGroup(
             f"'trace' is a text, the name to keep figures under; got {_shown(trace)}."
         )
+    candidates = value.get("candidates", 0)
+    if not _is_whole(candidates) or candidates < 0:
+        raise InvalidGroup(f"'candidates' is a whole number, got {_shown(candidates)}.")
+    if candidates and (not trace or "forced" in value):
+        raise InvalidGroup("'candidates' are kept with a 'trace' of drawn tokens.")
     budget, direction = _budget(value, mode)
     forced, tables = _forced(value, trace)
-    return PoolRule(mode, cutoff, tuple(experts), budget, direction, trace, forced, tables)
+    return PoolRule(
+        mode, cutoff, tuple(experts), budget, direction, trace, candidates, forced, tables
+    )
 
 
 def _forced(

@@ -5,7 +5,6 @@ Given as `worker_extension_cls`; vLLM mixes the class into its worker.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ class CoupledWorker:
             parts = [steps[step] for step in sorted(steps)]
             if parts and isinstance(parts[0], TokenStatistics):
                 joined = TokenStatistics.concatenate(parts)  # type: ignore[arg-type]
-                out[name] = {f.name: getattr(joined, f.name).tolist() for f in fields(joined)}
+                out[name] = {field: values.tolist() for field, values in joined.tensors().items()}
             elif parts:
                 out[name] = torch.stack(parts).tolist()  # type: ignore[arg-type]
         return out
@@ -93,17 +92,17 @@ class CoupledWorker:
 
 def statistics_of(values: dict[str, Any]) -> TokenStatistics:
     """`TokenStatistics` from what `infer_kit_take_traces` returns."""
-    whole = ("chosen", "runner_up", "top")
+    whole = ("chosen", "runner_up", "top", "candidates")
     return TokenStatistics(
         **{
-            f.name: torch.tensor(
-                values[f.name],
+            name: torch.tensor(
+                value,
                 dtype=torch.bool
-                if f.name == "decisive"
+                if name == "decisive"
                 else torch.int64
-                if f.name in whole
+                if name in whole
                 else torch.float32,
             )
-            for f in fields(TokenStatistics)
+            for name, value in values.items()
         }
     )

@@ -50,6 +50,15 @@ def check_traces(ours: Any, theirs: Any) -> None:
             assert a.parts == pytest.approx(b.parts, rel=2e-3, abs=1e-4)
         assert a.runner_up == b.runner_up and a.top == b.top
         assert np.array_equal(a.decisive, b.decisive)
+        assert (a.plausibility, a.experts) == (b.plausibility, b.experts)
+        assert a.candidates == b.candidates
+        for name in ("candidate_logprobs", "floors", "pooled_floor"):
+            pairs = (getattr(a, name), getattr(b, name))
+            if a.candidates is None:
+                assert pairs == (None, None)
+            else:
+                for one, other in zip(*pairs, strict=True):
+                    assert one == pytest.approx(other, abs=1e-4), name
 
 
 def check_same(ours: Any, theirs: Any) -> None:

@@ -112,6 +112,24 @@ def test_methods(name: str, both: Any) -> None:
     assert alone.text == ours.text[0]
 
 
+@pytest.mark.parametrize("name", ["RED, one weight a chat", "RED, budget", "VCD", "CFG, text"])
+def test_candidates_of_a_trace(name: str, both: Any) -> None:
+    kind, arguments, chats, given = METHODS[name]
+    on_vllm, on_transformers = made(both, kind, trace=4, **arguments)
+    ours = on_vllm.generate(chats, **given, **GREEDY)
+    check_same(ours, on_transformers.generate(chats, **given, **GREEDY))
+    assert all(len(several) >= 4 for trace in ours.trace for several in trace.candidates)
+
+
+def test_prompts_are_shown_as_on_transformers(both: Any) -> None:
+    shown = []
+    for method in made(both, ik.VCD):
+        context = method.group(CHATS[0]).streams[0].context
+        shown.append(method.backend.prompt_ids(context))
+        assert "what is in it?" in method.backend.decoded(shown[-1])
+    assert shown[0] == shown[1]
+
+
 def _first(value: Any) -> Any:
     return value[0] if isinstance(value, list) and not isinstance(value[0], dict) else value
 

@@ -136,6 +136,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
         EMBEDDED | {"kl_budget": 1, "direction": 1},
         r"'direction' is a list of numbers, got 1",
     ),
+    "candidates of no trace": (
+        EMBEDDED | {"candidates": 3},
+        r"'candidates' are kept with a 'trace'",
+    ),
+    "candidates, negative": (
+        EMBEDDED | {"candidates": -1, "trace": "t"},
+        r"'candidates' is a whole number, got -1",
+    ),
     "forced alone": (EMBEDDED | {"forced": [1]}, r"'forced', 'tables' and 'trace' come together"),
     "forced without trace": (
         EMBEDDED | {"forced": [1], "tables": [[1, 1]]},
@@ -210,7 +218,10 @@ def rules(draw: Any, size: int) -> PoolRule:
         trace, forced = trace + "t", draw(TOKENS)
         tables = tuple(draw(st.lists(row, min_size=1, max_size=3)))
     cutoff = draw(st.floats(0.1, 1)) if kind == "numbers" else 0.0
-    return PoolRule("product", cutoff, experts, budget, direction, trace, forced, tables)
+    candidates = draw(st.integers(0, 9)) if trace and not forced else 0
+    return PoolRule(
+        "product", cutoff, experts, budget, direction, trace, candidates, forced, tables
+    )
 
 
 @given(st.data(), st.integers(1, 5))
