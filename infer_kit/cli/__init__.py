@@ -64,9 +64,14 @@ app.command(epilog="Example: infer-kit env")(env)
 
 
 def main() -> None:
-    """Run the command line; an `InferKitError` is shown without traceback, exit code 2."""
+    """Run the command line."""
+    run_app(app)
+
+
+def run_app(command: typer.Typer) -> None:
+    """Run a command; an `InferKitError` is shown without traceback, exit code 2."""
     try:
-        app()
+        command()
     except InferKitError as error:
         if os.environ.get("INFER_KIT_DEBUG"):
             raise

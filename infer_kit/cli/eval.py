@@ -1,5 +1,7 @@
 """`infer-kit eval`: a method on a file of samples; resumable."""
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +12,11 @@ from infer_kit.errors import InferKitError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from infer_kit.evaluation.runner import Evaluation
+
 
 def evaluate(
+    context: typer.Context,
     model: Annotated[
         str, typer.Option(help="A model folder or hub name; demo, demo-icl, … are bundled.")
     ],
@@ -65,44 +70,41 @@ def evaluate(
     A run that was cut off goes on where it stopped; another configuration gets another folder.
     Several processes: torchrun --nproc_per_node 2 evals/run.py with the same options.
     """
-    from infer_kit.evaluation.runner import Evaluation, prepare, run
-    from infer_kit.methods.named import parse_options
+    from infer_kit.evaluation.runner import prepare, run
 
     quiet()
-    generation = parse_options(generate or [], "--generate")
-    if max_new_tokens is not None:
-        generation["max_new_tokens"] = max_new_tokens
-    arguments = parse_options(model_arg or [], "--model-arg")
-    if tensor_parallel_size != 1:
-        if backend != "vllm":
-            raise InferKitError("--tensor-parallel-size is vLLM's: give --backend vllm.")
-        arguments["tensor_parallel_size"] = tensor_parallel_size
-    prepared = prepare(
-        Evaluation(
-            model=model,
-            task=task,
-            data=data,
-            method=method,
-            options=method_options(method, weight, set_ or []),
-            backend=backend,
-            model_arguments=arguments,
-            device=device,
-            limit=limit,
-            demonstrations=demonstrations,
-            shots=shots,
-            shot_seed=shot_seed,
-            instruction=instruction,
-            system=system,
-            chat_template=chat_template,
-            generation=generation,
-            batch_size=_size(batch_size),
-            seed=seed,
-            trace=trace,
-            max_errors=max_errors,
-        )
-    )
+    prepared = prepare(evaluation_of(context.params))
     folder, results = run(prepared, out)
     show(str(folder.path), results, as_json)
+
+
+def evaluation_of(given: Mapping[str, Any]) -> "Evaluation":
+    """What the options of `evaluate` ask for, by their names.
+
+    Raises:
+        InferKitError: options contradict each other or cannot be read.
+    """
+    from infer_kit.evaluation.runner import Evaluation
+    from infer_kit.methods.named import parse_options
+
+    generation = parse_options(given["generate"] or [], "--generate")
+    if given["max_new_tokens"] is not None:
+        if "max_new_tokens" in generation:
+            raise InferKitError("--max-new-tokens and --generate max_new_tokens= are the same.")
+        generation["max_new_tokens"] = given["max_new_tokens"]
+    arguments = parse_options(given["model_arg"] or [], "--model-arg")
+    if given["tensor_parallel_size"] != 1:
+        if given["backend"] != "vllm":
+            raise InferKitError("--tensor-parallel-size is vLLM's: give --backend vllm.")
+        arguments["tensor_parallel_size"] = given["tensor_parallel_size"]
+    same = {field.name for field in fields(Evaluation)} & given.keys()
+    return Evaluation(
+        **{name: given[name] for name in same - {"batch_size"}},
+        options=method_options(given["method"], given["weight"], given["set_"] or []),
+        model_arguments=arguments,
+        generation=generation,
+        batch_size=_size(given["batch_size"]),
+    )
 
 
 def method_options(method: str, weight: str | None, pairs: list[str]) -> dict[str, Any]:

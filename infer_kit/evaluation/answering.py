@@ -2,8 +2,9 @@
 
 import inspect
 import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from infer_kit.errors import InferKitError
@@ -29,20 +30,26 @@ METHODS = (*CLASSES, *ENSEMBLES)
 """What `--method` takes."""
 
 
+Rationales = dict[str, dict[str, tuple[str, float]]]
+"""By what asked for them, then by the sample's id: the text, and the seconds it took."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a method wrote.
 
     Attributes:
         text: the answer. rationale: that it was given with, or None.
-        tokens: how many new ones the answer has; of an ensemble its symbols.
+        tokens: how many new ones the answer has; of an ensemble its bytes.
         trace: plain data, or None.
+        seconds: that a shared rationale took when it was written.
     """
 
     text: str
     rationale: str | None
     tokens: int
     trace: dict[str, Any] | None = None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,9 +112,17 @@ def check_method(name: str, options: Mapping[str, Any]) -> str:
 
 
 def answerer_for(
-    method: str, loaded: NamedModel, options: Mapping[str, Any], asking: Asking
+    method: str,
+    loaded: NamedModel,
+    options: Mapping[str, Any],
+    asking: Asking,
+    rationales: Rationales | None = None,
 ) -> Answerer:
-    """What answers with a method of `METHODS`, already checked."""
+    """What answers with a method of `METHODS`, already checked.
+
+    Args:
+        rationales: that were written for other weights, and are not written again.
+    """
     if method in ENSEMBLES:
         return _OverSymbols(method, loaded, options, asking)
     template = PLAIN if asking.chat_template == "plain" else asking.chat_template
@@ -120,28 +135,63 @@ def answerer_for(
         if asking.system is not None:
             recipe.system = asking.system
         return _OfDemonstrations(recipe, loaded, asking)
-    return _OfChats(recipe, loaded, asking)
+    return _OfChats(recipe, loaded, asking, rationales)
 
 
 class _OfChats:
     """A recipe, one chat a sample; demonstrations are turns of it."""
 
-    def __init__(self, recipe: Recipe, loaded: NamedModel, asking: Asking) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        loaded: NamedModel,
+        asking: Asking,
+        rationales: Rationales | None = None,
+    ) -> None:
         self.recipe, self.loaded, self.asking = recipe, loaded, asking
-        self.documents = "context" in inspect.signature(type(recipe).groups).parameters
+        self.rationales = rationales
+        self.inputs = inspect.signature(type(recipe).groups).parameters
 
     def answer(self, samples: Sequence[Sample]) -> list[Answer]:
         asking = self.asking
         chats = [s.chat(asking.instruction, asking.shots, asking.system) for s in samples]
         more: dict[str, Any] = {}
-        if self.documents:
+        shared = self._shared_rationales(samples, chats)
+        if shared is not None:
+            more["rationale"] = [text for text, _ in shared]
+        if "context" in self.inputs:
             without = [sample.id for sample in samples if sample.context is None]
             if without:
                 raise InferKitError(
                     f"Sample {without[0]!r} has no context, which this method contrasts with."
                 )
             more["context"] = [sample.context for sample in samples]
-        return _answers(self.recipe.generate(chats, **more, **asking.generation))
+        answers = _answers(self.recipe.generate(chats, **more, **asking.generation))
+        if shared is None:
+            return answers
+        pairs = zip(answers, shared, strict=True)
+        return [replace(answer, seconds=seconds) for answer, (_, seconds) in pairs]
+
+    def _shared_rationales(
+        self, samples: Sequence[Sample], chats: Sequence[Any]
+    ) -> list[tuple[str, float]] | None:
+        """Those written before in the same way; None where there are none to share."""
+        if "rationale" not in self.inputs or self.rationales is None:
+            return None
+        recipe: Any = self.recipe
+        prompts, generation = recipe.rationale_settings
+        if getattr(recipe, "weight", None) == 0 or generation.get("do_sample", True):
+            return None  # none are read; or drawing them is part of the batch's randomness
+        key = repr((prompts, sorted(generation.items())))
+        known = self.rationales.setdefault(key, {})
+        shared = [known.get(sample.id) for sample in samples]
+        if None not in shared:
+            return [each for each in shared if each is not None]
+        started = time.perf_counter()
+        texts = recipe.rationales(list(chats))
+        seconds = (time.perf_counter() - started) / len(samples)
+        known |= {s.id: (text, seconds) for s, text in zip(samples, texts, strict=True)}
+        return [(text, 0.0) for text in texts]  # their time is in this call's
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
         if type(self.recipe).__name__ != "Direct":

@@ -2,6 +2,7 @@
 
 import os
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from infer_kit.evaluation.answering import (
     Answer,
     Answerer,
     Asking,
+    Rationales,
     Score,
     answerer_for,
     check_method,
@@ -172,7 +174,10 @@ def prepare(evaluation: Evaluation) -> Prepared:
 
 
 def run(
-    prepared: Prepared, out: str | Path, loaded: Callable[[], NamedModel] | None = None
+    prepared: Prepared,
+    out: str | Path,
+    loaded: Callable[[], NamedModel] | None = None,
+    rationales: Rationales | None = None,
 ) -> tuple[RunFolder, dict[str, Any] | None]:
     """Answer the samples that have no answer yet, and write the figures when all have.
 
@@ -182,6 +187,7 @@ def run(
     Args:
         prepared: by `prepare`. out: the folder of runs.
         loaded: gives the model; default: loads it. Not called where nothing is left to do.
+        rationales: shared by runs on the same samples and model, so that each is written once.
 
     Returns:
         The folder, and the figures; None where other processes are not done yet.
@@ -199,9 +205,10 @@ def run(
     batches = plan(prepared.samples, prepared.batch_size)[rank::world]
     left = [b for b in batches if any(prepared.samples[n].id not in done for n in b)]
     if left:
-        model = (loaded or (lambda: _load(prepared.evaluation, rank)))()
+        evaluation = prepared.evaluation
+        model = load(evaluation) if loaded is None else loaded()
         answerer = answerer_for(
-            prepared.method, model, prepared.evaluation.options, prepared.asking
+            prepared.method, model, evaluation.options, prepared.asking, rationales
         )
         with folder.writer(rank) as writer:
             _Loop(prepared, answerer, writer, done).run(left, sum(map(len, batches)), rank)
@@ -262,19 +269,17 @@ class _Loop:
             middle = len(samples) // 2
             return [*self._lines(samples[:middle]), *self._lines(samples[middle:])]
         seconds = (time.perf_counter() - started) / len(samples)
-        return [
-            self._line(sample, each, seconds)
-            for sample, each in zip(samples, answered, strict=True)
-        ]
+        lines = zip(samples, answered, strict=True)
+        return [self._line(sample, each, seconds) for sample, each in lines]
 
-    def _answered(self, samples: Sequence[Sample]) -> Sequence[Answer] | Sequence[Score]:
+    def _answered(self, samples: Sequence[Sample]) -> list[Answer | Score]:
         import torch
 
-        # A batch's own seed: the same whoever answers it, and after whatever.
+        # The batch's own seed: the same whoever answers it, and after whatever.
         torch.manual_seed(hash_of(f"{self.prepared.evaluation.seed} {samples[0].id}"))
         if self.prepared.task.is_scored:
-            return self.answerer.score(samples)
-        return self.answerer.answer(samples)
+            return [*self.answerer.score(samples)]
+        return [*self.answerer.answer(samples)]
 
     def _failed(self, sample: Sample, error: Exception) -> Line:
         self.errors += 1
@@ -313,7 +318,7 @@ class _Loop:
             line["rationale"] = each.rationale
         if each.trace is not None:
             line["trace"] = each.trace
-        return line | {"tokens": each.tokens, "seconds": round(seconds, 4)}
+        return line | {"tokens": each.tokens, "seconds": round(seconds + each.seconds, 4)}
 
 
 def _said(error: Exception) -> str:
@@ -322,8 +327,6 @@ def _said(error: Exception) -> str:
 
 def hash_of(text: str) -> int:
     """A seed from a text, the same on every machine."""
-    import zlib
-
     return zlib.crc32(text.encode())
 
 
@@ -359,7 +362,8 @@ def _device(evaluation: Evaluation) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _load(evaluation: Evaluation, rank: int) -> NamedModel:
+def load(evaluation: Evaluation) -> NamedModel:
+    """The model; under torchrun on this process's GPU."""
     device = evaluation.device
     local = os.environ.get("LOCAL_RANK")
     if evaluation.backend == "transformers" and device is None and local is not None:

@@ -79,6 +79,11 @@ class Task:
                     f"{where}: sample {sample.id!r} has no choices, which the task {self.name!r} "
                     "needs."
                 )
+        if self.more is not None and samples and self.main == "accuracy":
+            try:  # with the true answers: what would fail at the end fails now
+                self.more([sample.answers[0] for sample in samples], samples)
+            except InferKitError as error:
+                raise InferKitError(f"{where}: {error}", hint=error.hint) from error
 
 
 def _choice(prediction: str, sample: Sample) -> float:
@@ -98,12 +103,14 @@ def _yes_no_figures(predictions: Sequence[str], samples: Sequence[Sample]) -> Me
 
 
 def _mme_figures(predictions: Sequence[str], samples: Sequence[Sample]) -> Metrics:
-    return mme_scores(
+    found = mme_scores(
         predictions,
         [s.answers[0] for s in samples],
         [str(s.images[0]) if s.images else s.id for s in samples],
         [s.category or "all" for s in samples],
     )
+    totals = {"perception": found["perception"], "cognition": found["cognition"]}
+    return totals | {f"score/{name}": one["score"] for name, one in found["categories"].items()}
 
 
 def _references(samples: Sequence[Sample]) -> list[Sequence[str]]:

@@ -68,6 +68,15 @@ class ChainOfThought(Recipe):
         self.trace = trace
         self.backend = self._red.backend
 
+    def rationales(self, messages: Any) -> str | list[str]:
+        """What the model writes about image and question, as `RED.rationales`."""
+        return self._red.rationales(messages)
+
+    @property
+    def rationale_settings(self) -> tuple[Prompts, dict[str, Any]]:
+        """See `RED.rationale_settings`."""
+        return self._red.rationale_settings
+
     def generate(
         self, messages: Any, rationale: str | Sequence[str] | None = None, **generate_kwargs: Any
     ) -> REDOutput:

@@ -1,0 +1,167 @@
+"""Figures of finished runs, by matplotlib, on canvases of their own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infer_kit.errors import MissingExtra
+from infer_kit.evaluation.comparison import agreement
+from infer_kit.evaluation.run_folder import RunFolder
+
+_MOST_AGREEING = 16  # runs in a picture of agreement
+_MOST_TOKENS = 24  # places in a heat map of traces
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run with its figures.
+
+    Attributes:
+        folder: its folder. results: what it holds.
+    """
+
+    folder: RunFolder
+    results: dict[str, Any]
+
+    @property
+    def method(self) -> str:
+        name: str = self.results["config"]["method"]
+        return name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        options: dict[str, Any] = self.results["config"]["options"]
+        return options
+
+    @property
+    def setting(self) -> str:
+        """The method with its options, for people."""
+        given = ", ".join(f"{key}={value}" for key, value in self.options.items())
+        shots = self.results["config"]["demonstrations"]
+        more = [given] if given else []
+        if shots is not None and shots[1] is not None:
+            more.append(f"{shots[1]} shots")
+        return f"{self.method} ({', '.join(more)})" if more else self.method
+
+    @property
+    def main(self) -> tuple[str, float, float]:
+        """Name, value and standard error of the task's main figure."""
+        name = next(iter(self.results["metrics"]))
+        figure = self.results["metrics"][name]
+        return name, figure["value"], figure["stderr"] or 0.0
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """Equal for runs whose figures stand in one table: model, data, task, limit."""
+        config = self.results["config"]
+        return tuple(str(config[k]) for k in ("model", "data", "task", "limit", "backend"))
+
+
+def against_option(
+    runs: Sequence[FinishedRun], option: str, path: Path, baseline: FinishedRun | None
+) -> Path:
+    """The main figure against the value of an option, a line a method, with standard errors."""
+    figure, axes = _canvas()
+    for method in dict.fromkeys(run.method for run in runs):
+        own = sorted(
+            (run for run in runs if run.method == method), key=lambda r: float(r.options[option])
+        )
+        x = [float(run.options[option]) for run in own]
+        mains = [run.main for run in own]
+        axes.errorbar(
+            x, [m[1] for m in mains], [m[2] for m in mains], marker="o", capsize=3, label=method
+        )
+    if baseline is not None:
+        axes.axhline(baseline.main[1], color="grey", ls="--", lw=1, label=baseline.setting)
+    axes.set_xlabel(option)
+    axes.set_ylabel(f"{runs[0].main[0]} ({runs[0].results['n']:,} samples)")
+    axes.legend(fontsize="small")
+    return _saved(figure, path)
+
+
+def speed_against_chunks(runs: Sequence[FinishedRun], path: Path) -> Path:
+    """Seconds a sample and the main figure of Parallel-ICL against its number of chunks."""
+    figure, axes = _canvas()
+    own = sorted(runs, key=lambda run: int(run.options["chunks"]))
+    x = [int(run.options["chunks"]) for run in own]
+    axes.plot(x, [r.results["seconds"] / r.results["n"] for r in own], marker="o", color="tab:blue")
+    axes.set_xlabel("chunks")
+    axes.set_ylabel("seconds a sample", color="tab:blue")
+    axes.set_ylim(bottom=0)
+    axes.set_xticks(x)
+    other = axes.twinx()
+    mains = [run.main for run in own]
+    other.errorbar(
+        x, [m[1] for m in mains], [m[2] for m in mains], marker="s", capsize=3, color="tab:orange"
+    )
+    other.set_ylabel(mains[0][0], color="tab:orange")
+    return _saved(figure, path)
+
+
+def agreement_of(runs: Sequence[FinishedRun], path: Path) -> Path:
+    """The share of equal answers of every two runs."""
+    runs = runs[:_MOST_AGREEING]
+    table = np.array([[agreement(a.folder, b.folder) or np.nan for b in runs] for a in runs])
+    figure, axes = _canvas(1.2 + 0.55 * len(runs), 0.8 + 0.5 * len(runs))
+    shown = axes.imshow(table, vmin=0, vmax=1, cmap="viridis")
+    names = [run.setting for run in runs]
+    axes.set_xticks(range(len(runs)), names, rotation=45, ha="right", fontsize="x-small")
+    axes.set_yticks(range(len(runs)), names, fontsize="x-small")
+    for (i, j), share in np.ndenumerate(table):
+        colour = "white" if share < 0.6 else "black"
+        axes.text(j, i, f"{share:.2f}", ha="center", va="center", fontsize="x-small", color=colour)
+    figure.colorbar(shown, label="equal answers")
+    return _saved(figure, path)
+
+
+def streams_by_token(run: FinishedRun, path: Path) -> Path | None:
+    """Each stream's mean part in the margin of the first, second, … token; None without traces.
+
+    Only of products: the margins of others are no sums over streams.
+    """
+    traces = [line["trace"] for line in run.folder.lines().values() if "trace" in line]
+    traces = [trace for trace in traces if "parts" in trace and trace["streams"]]
+    names = list(dict.fromkeys(name for trace in traces for name in trace["streams"]))
+    width = min(max((len(trace["parts"]) for trace in traces), default=0), _MOST_TOKENS)
+    if not width:
+        return None
+    total, count = np.zeros((len(names), width)), np.zeros((len(names), width))
+    for trace in traces:
+        for t, parts in enumerate(trace["parts"][:width]):
+            for name, part in zip(trace["streams"], parts, strict=True):
+                if part is not None:
+                    total[names.index(name), t] += part
+                    count[names.index(name), t] += 1
+    mean = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    figure, axes = _canvas(max(4.0, 0.45 * width + 2.5), 1.2 + 0.5 * len(names))
+    most = float(np.nanmax(np.abs(mean))) or 1.0
+    shown = axes.imshow(mean, cmap="PuOr", vmin=-most, vmax=most, aspect="auto")
+    axes.set_xticks(range(width), range(1, width + 1))
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("token")
+    axes.set_title(f"{run.setting}: nats over the runner-up, mean", fontsize="small")
+    figure.colorbar(shown)
+    return _saved(figure, path)
+
+
+def _canvas(width: float = 5.0, height: float = 3.4) -> tuple[Any, Any]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtra(
+            "matplotlib is not installed.", hint="pip install 'infer-kit[plots]'"
+        ) from error
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def _saved(figure: Any, path: Path) -> Path:
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path

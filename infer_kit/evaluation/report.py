@@ -1,0 +1,134 @@
+"""A folder of runs as tables and figures."""
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infer_kit.errors import InferKitError
+from infer_kit.evaluation.figures import (
+    FinishedRun,
+    against_option,
+    agreement_of,
+    speed_against_chunks,
+    streams_by_token,
+)
+from infer_kit.evaluation.run_folder import RESULTS, folders_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_FIELDS = ("model", "data", "method", "metric", "value", "stderr", "n", "errors", "seconds", "run")
+
+
+def finished_runs(paths: Sequence[str | Path]) -> tuple[list[FinishedRun], list[Path]]:
+    """The runs that are finished, and the folders of those that are not.
+
+    Raises:
+        InferKitError: there are no runs.
+    """
+    folders = folders_of(paths)
+    done = [folder for folder in folders if (folder.path / RESULTS).is_file()]
+    left = [folder.path for folder in folders if not (folder.path / RESULTS).is_file()]
+    return [FinishedRun(folder, folder.results) for folder in done], left
+
+
+def rows_of(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
+    """A row a run, best first within model and data."""
+
+    def row(run: FinishedRun) -> dict[str, Any]:
+        name, value, error = run.main
+        return {
+            "model": run.results["paths"]["model"],
+            "data": run.results["paths"]["data"],
+            "method": run.setting,
+            "metric": name,
+            "value": value,
+            "stderr": error,
+            "n": run.results["n"],
+            "errors": run.results["errors"],
+            "seconds": run.results["seconds"],
+            "run": run.folder.path.name,
+        }
+
+    lower = {"bits_per_byte"}
+    ordered = sorted(runs, key=lambda r: (r.group, r.main[1] if r.main[0] in lower else -r.main[1]))
+    return [row(run) for run in ordered]
+
+
+def tables_of(rows: Sequence[dict[str, Any]]) -> list["Table"]:
+    """For the terminal, one for each model and data."""
+    from rich.table import Table
+    from rich.text import Text
+
+    tables: dict[tuple[str, ...], Table] = {}
+    for row in rows:
+        key = (row["model"], row["data"], row["metric"])
+        if key not in tables:
+            title = Text(f"{row['model']} on {row['data']}")
+            tables[key] = Table("method", row["metric"], "s.e.", "n", "s/sample", title=title)
+        tables[key].add_row(
+            Text(row["method"]),
+            f"{row['value']:.4f}",
+            f"{row['stderr']:.4f}",
+            f"{row['n']:,}" + (f" (−{row['errors']})" if row["errors"] else ""),
+            f"{row['seconds'] / row['n']:.3f}",
+        )
+    return list(tables.values())
+
+
+def write_report(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
+    """Write `runs.csv` and the figures that the runs have; returns the files.
+
+    Raises:
+        InferKitError: the folder cannot be written.
+    """
+    rows = rows_of(runs)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "runs.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, _FIELDS)
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise InferKitError(f"{str(out)!r} cannot be written: {error.strerror}.") from error
+    files = [out / "runs.csv"]
+    groups: dict[tuple[str, ...], list[FinishedRun]] = {}
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
+    for number, members in enumerate(groups.values(), 1):
+        paths = members[0].results["paths"]
+        name = f"{number}-{Path(paths['model']).name}-{Path(paths['data']).parent.name}"
+        files += _figures(members, out, _plain(name))
+    return files
+
+
+def _figures(runs: Sequence[FinishedRun], out: Path, prefix: str) -> list[Path]:
+    """Of runs of one model on one file of samples."""
+    files = []
+    baseline = next((run for run in runs if run.method == "direct" and not run.options), None)
+    for option in ("weight", "alpha", "scale", "strength", "beta"):
+        swept = [run for run in runs if _is_number(run.options.get(option))]
+        if len({run.options[option] for run in swept}) > 1:
+            path = out / f"{prefix}-against-{option}.png"
+            files.append(against_option(swept, option, path, baseline))
+    chunked = [run for run in runs if isinstance(run.options.get("chunks"), int)]
+    if len({run.options["chunks"] for run in chunked}) > 1:
+        files.append(speed_against_chunks(chunked, out / f"{prefix}-speed-against-chunks.png"))
+    answering = [run for run in runs if run.results["config"]["task"] != "bits_per_byte"]
+    if len(answering) > 1:
+        files.append(agreement_of(answering, out / f"{prefix}-agreement.png"))
+    for run in runs:
+        path = out / f"{run.folder.path.name}-streams.png"
+        if run.results["config"]["trace"] and streams_by_token(run, path) is not None:
+            files.append(path)
+    return files
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)
