@@ -1,0 +1,1 @@
+"""Metrics: how good answers are, in plain Python on texts."""
