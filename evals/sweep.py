@@ -35,6 +35,7 @@ def sweep(
     from rich.console import Console
 
     from infer_kit.cli.eval import evaluation_of, quiet
+    from infer_kit.evaluation.answering import Rationales
     from infer_kit.evaluation.figures import FinishedRun
     from infer_kit.evaluation.report import rows_of, tables_of
     from infer_kit.evaluation.runner import load, prepare, run
@@ -54,7 +55,7 @@ def sweep(
         for name, options in settings
     ]
     loaded = cache(lambda: load(base))
-    rationales: dict[str, dict[str, str]] = {}
+    rationales: Rationales = {}
     done = []
     for each in prepared:
         folder, results = run(each, given["out"], loaded, rationales)

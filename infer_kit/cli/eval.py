@@ -20,7 +20,10 @@ def evaluate(
     model: Annotated[
         str, typer.Option(help="A model folder or hub name; demo, demo-icl, … are bundled.")
     ],
-    data: Annotated[Path, typer.Option(help="A JSONL file of samples (evals/data/ makes them).")],
+    data: Annotated[
+        str,
+        typer.Option(help="A JSONL file of samples (evals/data/ makes them); demo, demo-icl."),
+    ],
     task: Annotated[str, typer.Option(help="How answers are judged; infer-kit ls --tasks.")],
     method: Annotated[str, typer.Option(help="direct, cot, red, parallel_icl, vcd, ….")] = "direct",
     weight: Annotated[
@@ -84,6 +87,7 @@ def evaluation_of(given: Mapping[str, Any]) -> "Evaluation":
     Raises:
         InferKitError: options contradict each other or cannot be read.
     """
+    from infer_kit.demo.samples import SETS, written
     from infer_kit.evaluation.runner import Evaluation
     from infer_kit.methods.named import parse_options
 
@@ -97,9 +101,13 @@ def evaluation_of(given: Mapping[str, Any]) -> "Evaluation":
         if given["backend"] != "vllm":
             raise InferKitError("--tensor-parallel-size is vLLM's: give --backend vllm.")
         arguments["tensor_parallel_size"] = given["tensor_parallel_size"]
+    data = Path(given["data"])
+    if not data.exists() and given["data"] in SETS:
+        data = written(given["data"], Path(given["out"]) / "data")
     same = {field.name for field in fields(Evaluation)} & given.keys()
     return Evaluation(
-        **{name: given[name] for name in same - {"batch_size"}},
+        **{name: given[name] for name in same - {"batch_size", "data"}},
+        data=data,
         options=method_options(given["method"], given["weight"], given["set_"] or []),
         model_arguments=arguments,
         generation=generation,

@@ -3,7 +3,7 @@
 import inspect
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -25,6 +25,9 @@ PLAIN = (
 
 ENSEMBLES = ("ensemble", "reduced")
 """Methods over symbols: `Ensemble` (its other members in `others`) and `ReducedLM`."""
+
+SCORING = ("direct", *ENSEMBLES)
+"""Methods that score texts, `direct` with one model over bytes."""
 
 METHODS = (*CLASSES, *ENSEMBLES)
 """What `--method` takes."""
@@ -111,6 +114,40 @@ def check_method(name: str, options: Mapping[str, Any]) -> str:
     return canonical(plain)
 
 
+def check_samples(method: str, samples: Sequence[Sample], shots: Sequence[Shot]) -> None:
+    """Raise unless the samples have what a method reads.
+
+    Raises:
+        InferKitError: a sample lacks demonstrations, a context, or a picture; names it.
+    """
+
+    def first(lacks: Callable[[Sample], bool]) -> Sample | None:
+        return next(filter(lacks, samples), None)
+
+    own = first(lambda sample: bool(sample.shots))
+    if own is not None and shots:
+        raise InferKitError(
+            f"Sample {own.id!r} has demonstrations of its own, and --demonstrations are given too."
+        )
+    lacking = first(lambda sample: not sample.shots)
+    if method == "parallel_icl" and not shots and lacking is not None:
+        raise InferKitError(
+            f"Parallel-ICL needs demonstrations, and sample {lacking.id!r} has none of its own.",
+            hint="Give --demonstrations FILE.jsonl.",
+        )
+    lacking = first(lambda sample: sample.context is None)
+    if method == "context_aware" and lacking is not None:
+        raise InferKitError(
+            f"Sample {lacking.id!r} has no context, which context_aware contrasts with."
+        )
+    lacking = first(lambda sample: not sample.images)
+    if method == "vcd" and lacking is not None:
+        raise InferKitError(f"Sample {lacking.id!r} has no image, which vcd contrasts with noise.")
+    pictured = first(lambda sample: bool(sample.pictures))
+    if method in ENSEMBLES and pictured is not None:
+        raise InferKitError(f"Sample {pictured.id!r} has a picture; {method} reads text.")
+
+
 def answerer_for(
     method: str,
     loaded: NamedModel,
@@ -160,11 +197,6 @@ class _OfChats:
         if shared is not None:
             more["rationale"] = [text for text, _ in shared]
         if "context" in self.inputs:
-            without = [sample.id for sample in samples if sample.context is None]
-            if without:
-                raise InferKitError(
-                    f"Sample {without[0]!r} has no context, which this method contrasts with."
-                )
             more["context"] = [sample.context for sample in samples]
         answers = _answers(self.recipe.generate(chats, **more, **asking.generation))
         if shared is None:
@@ -194,12 +226,8 @@ class _OfChats:
         return [(text, 0.0) for text in texts]  # their time is in this call's
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        if type(self.recipe).__name__ != "Direct":
-            raise InferKitError(
-                f"{type(self.recipe).__name__} answers questions; texts are scored by the methods "
-                f"direct, {' and '.join(ENSEMBLES)}."
-            )
-        return _symbol_scores("reduced", self.loaded, {}, samples)
+        """Of `direct`, the model over bytes."""
+        return _scores_by(_ensemble("reduced", self.loaded, {}), samples)
 
 
 class _OfDemonstrations:
@@ -211,22 +239,8 @@ class _OfDemonstrations:
 
     def answer(self, samples: Sequence[Sample]) -> list[Answer]:
         asking = self.asking
-        own = [sample for sample in samples if sample.shots]
-        if own and asking.shots:
-            raise InferKitError(
-                f"Sample {own[0].id!r} has demonstrations of its own, and --demonstrations are "
-                "given as well."
-            )
-        if own and len(own) < len(samples):
-            lacking = next(sample.id for sample in samples if not sample.shots)
-            raise InferKitError(f"Sample {lacking!r} has no demonstrations, others have.")
-        if not own:
+        if asking.shots:
             if not self._fitted:
-                if not asking.shots:
-                    raise InferKitError(
-                        "Parallel-ICL needs demonstrations.",
-                        hint="Give --demonstrations FILE.jsonl, or samples with demonstrations.",
-                    )
                 self.recipe.fit([shot.turns(asking.instruction) for shot in asking.shots])
                 self._fitted = True
             chats = [sample.chat(asking.instruction) for sample in samples]
@@ -238,7 +252,7 @@ class _OfDemonstrations:
         return _answers(self.recipe.run(groups, **asking.generation))
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        raise InferKitError("Parallel-ICL answers questions; texts are scored by direct.")
+        raise NotImplementedError  # `prepare` refuses it
 
 
 class _OverSymbols:
@@ -257,9 +271,6 @@ class _OverSymbols:
 
     def answer(self, samples: Sequence[Sample]) -> list[Answer]:
         asking = self.asking
-        pictured = next((s.id for s in samples if s.images), None)
-        if pictured is not None:
-            raise InferKitError(f"Sample {pictured!r} has a picture; these methods read text.")
         chats: list[Any] = [
             s.chat(asking.instruction, asking.shots, asking.system) for s in samples
         ]
@@ -267,7 +278,7 @@ class _OverSymbols:
             chats = [_bare(chat) for chat in chats]
         out = self.ensemble.generate(chats, **asking.generation)
         texts = [out.text] if isinstance(out.text, str) else out.text
-        return [Answer(text, None, len(text.encode())) for text in texts]
+        return [Answer(text.strip(), None, len(text.encode())) for text in texts]
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
         return _scores_by(self.ensemble, samples)
@@ -291,12 +302,6 @@ def _ensemble_options(method: str) -> list[str]:
     if method == "ensemble":
         return sorted(known | {"others"})
     return sorted(known - {"weights", "pool", "switching_rate"})
-
-
-def _symbol_scores(
-    method: str, loaded: NamedModel, options: Mapping[str, Any], samples: Sequence[Sample]
-) -> list[Score]:
-    return _scores_by(_ensemble(method, loaded, options), samples)
 
 
 def _scores_by(ensemble: Any, samples: Sequence[Sample]) -> list[Score]:

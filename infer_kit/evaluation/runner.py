@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from infer_kit.errors import InferKitError
 from infer_kit.evaluation.answering import (
+    SCORING,
     Answer,
     Answerer,
     Asking,
@@ -19,6 +20,7 @@ from infer_kit.evaluation.answering import (
     Score,
     answerer_for,
     check_method,
+    check_samples,
 )
 from infer_kit.evaluation.batches import plan
 from infer_kit.evaluation.few_shot import shots_from
@@ -99,7 +101,7 @@ class Prepared:
     @property
     def name(self) -> str:
         """Of the folder, without the hash."""
-        data = self.evaluation.data
+        data = self.evaluation.data.absolute()
         return f"{data.parent.name}-{data.stem}-{self.method}"
 
 
@@ -128,6 +130,11 @@ def prepare(evaluation: Evaluation) -> Prepared:
     if e.demonstrations is not None:
         pool = read_samples(e.demonstrations)
         shots = shots_from(pool, samples, e.shots, e.shot_seed, str(e.demonstrations))
+    if task.is_scored and method not in SCORING:
+        raise InferKitError(
+            f"The method {method!r} answers questions; texts are scored by {', '.join(SCORING)}."
+        )
+    check_samples(method, samples, shots)
     generation = {} if task.is_scored else {"max_new_tokens": task.max_new_tokens}
     generation |= {"do_sample": False, **e.generation} if not task.is_scored else {}
     returned = (generation.get("num_return_sequences", 1), "num_return_sequences")
@@ -262,10 +269,11 @@ class _Loop:
         except Exception as error:
             if len(samples) == 1:
                 return [self._failed(samples[0], error)]
-            tqdm.write(
-                f"{len(samples)} samples from {samples[0].id!r} on failed together, and are "
-                f"answered in halves: {_said(error)}"
-            )
+            if not isinstance(error, InferKitError):  # that names the sample, once it is found
+                tqdm.write(
+                    f"{len(samples)} samples from {samples[0].id!r} on failed together, and are "
+                    f"answered in halves: {_said(error)}"
+                )
             middle = len(samples) // 2
             return [*self._lines(samples[:middle]), *self._lines(samples[middle:])]
         seconds = (time.perf_counter() - started) / len(samples)

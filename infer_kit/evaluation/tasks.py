@@ -56,11 +56,11 @@ class Task:
         return np.array([self.score(p, s) for p, s in zip(predictions, samples, strict=True)])
 
     def check(self, samples: Sequence[Sample], where: str) -> None:
-        """Raise unless every sample can be judged.
+        """Raise unless every sample can be judged, so that no run fails at its end.
 
         Raises:
-            InferKitError: texts where questions are expected, or the reverse; an answer that is
-                neither yes nor no; choices missing.
+            InferKitError: texts where questions are expected, or the reverse; a true answer that
+                the metric cannot read (no number, neither yes nor no); choices missing.
         """
         for sample in samples:
             if (sample.passage is not None) != self.is_scored:
@@ -69,11 +69,13 @@ class Task:
                     f", and the task {self.name!r} takes "
                     f"{'texts' if self.is_scored else 'questions'}."
                 )
-            if self.name in _YES_NO and yes_or_no(sample.answers[0]) is None:
-                raise InferKitError(
-                    f"{where}: the answer of sample {sample.id!r} is {sample.answers[0]!r}; the "
-                    f"task {self.name!r} takes yes or no."
-                )
+            if self.score is not None:
+                try:
+                    self.score(sample.answers[0], sample)
+                except InferKitError as error:
+                    raise InferKitError(
+                        f"{where}: sample {sample.id!r}: {error}", hint=error.hint
+                    ) from error
             if self.name in _CHOSEN and not sample.choices:
                 raise InferKitError(
                     f"{where}: sample {sample.id!r} has no choices, which the task {self.name!r} "
@@ -94,7 +96,10 @@ def _choice(prediction: str, sample: Sample) -> float:
 
 
 def _yes_no(prediction: str, sample: Sample) -> float:
-    return float(yes_or_no(prediction) == yes_or_no(sample.answers[0]))
+    truth = yes_or_no(sample.answers[0])
+    if truth is None:
+        raise InferKitError(f"The answer {sample.answers[0]!r} is neither yes nor no.")
+    return float(yes_or_no(prediction) == truth)
 
 
 def _yes_no_figures(predictions: Sequence[str], samples: Sequence[Sample]) -> Metrics:
@@ -195,7 +200,6 @@ _ALL = (
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
 """The tasks by name."""
 
-_YES_NO = {"pope", "mme"}
 _CHOSEN = {"choice", "seed"}
 
 
