@@ -16,6 +16,15 @@ from infer_kit.reward.portable import CONFIG, check_strength
 LEARNT = ("bayes", "fixed_share", "entropy")
 """Weights that follow from the text, see `Ensemble`."""
 
+POOLED = (
+    *("ensemble", "vocabulary", "weights", "pool", "eps", "mode", "switching_rate", "healing"),
+    "bytes_per_token",
+)
+"""Arguments of models over bytes."""
+
+COMPOSED = ("reward", "beta", "tuned", "untuned")
+"""Arguments of a base with rewards."""
+
 _RUNTIME = {"batch_size", "max_batch_size", "device"}  # change no figure but by rounding
 _WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.jinja")
 

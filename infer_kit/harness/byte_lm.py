@@ -12,6 +12,8 @@ from tqdm import tqdm
 from infer_kit.engine.arguments import context_length
 from infer_kit.errors import InferKitError, PromptTooLong
 from infer_kit.harness.arguments import (
+    COMPOSED,
+    POOLED,
     check_model,
     check_names,
     configuration_hash,
@@ -31,9 +33,8 @@ from infer_kit.vocab.continuations import score_continuations
 from infer_kit.vocab.ensemble import Ensemble
 
 _OPTIONS = (
-    *("ensemble", "vocabulary", "weights", "pool", "eps", "mode", "switching_rate", "healing"),
-    *("pretrained", "bytes_per_token", "dtype", "trust_remote_code"),
-    *("device", "batch_size", "max_batch_size"),
+    *("pretrained", *POOLED, *COMPOSED),
+    *("dtype", "trust_remote_code", "device", "batch_size", "max_batch_size"),
 )
 _CHAT = "\x00infer_kit chat\x00"  # a chat on its way through the harness, which knows texts alone
 
@@ -175,18 +176,20 @@ class EnsembleLM(OwnCache, LM):
 
     def _check_lengths(self, wanted: dict[str, list[str]]) -> None:
         """Raise for texts that are longer than a model takes, before any is scored."""
-        for model, vocabulary in zip(self.ensemble.models, self.ensemble.vocabularies, strict=True):
+        members = zip(self.ensemble.models, self.ensemble.vocabularies, strict=True)
+        for model, vocabulary in members:
             limit = context_length(model)
-            for context, texts in wanted.items() if limit is not None else ():
-                longest = max(texts, key=len)
+            if limit is None:
+                continue
+            for context, texts in wanted.items():
                 known = "" if context.startswith(_CHAT) else context  # chats: by the ensemble
-                if len((known + longest).encode()) < limit:
-                    continue  # a token has a byte at least
-                length = len(vocabulary.encode(known + longest))
-                if length >= limit:
+                longest = known + max(texts, key=len)
+                # A token has a byte at least, but for the one that begins a text.
+                if len(longest.encode()) >= limit and len(vocabulary.encode(longest)) >= limit:
                     raise PromptTooLong(
-                        f"A text of {length:,} tokens ({(known + longest)[:40]!r}…) is longer than "
-                        f"{vocabulary.name} takes ({limit:,}); texts are not cut here.",
+                        f"A text of {len(vocabulary.encode(longest)):,} tokens "
+                        f"({longest[:40]!r}…) is longer than {vocabulary.name} takes "
+                        f"({limit:,}); texts are not cut here.",
                         hint="Split the documents, or use fewer examples (--num_fewshot).",
                     )
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from infer_kit.errors import InferKitError, MissingExtra
+from infer_kit.harness.arguments import COMPOSED, POOLED
 
 try:
     from lm_eval.api.model import LM
@@ -19,9 +20,6 @@ except ImportError as error:
     raise MissingExtra(
         "lm-evaluation-harness is not installed.", hint='pip install "lm_eval[hf]"'
     ) from error
-
-_COMPOSED = ("reward", "tuned", "untuned", "beta")
-_POOLED = ("ensemble", "vocabulary", "weights", "pool", "eps")
 
 
 @register_model("infer-kit", "infer_kit")
@@ -49,8 +47,8 @@ def is_pooled(model_args: Mapping[str, Any]) -> bool:
     Raises:
         InferKitError: they ask for both kinds, or for a pool without a second model.
     """
-    pooled = [name for name in _POOLED if model_args.get(name) is not None]
-    composed = [name for name in _COMPOSED if model_args.get(name) is not None]
+    pooled = [name for name in POOLED if model_args.get(name) is not None]
+    composed = [name for name in COMPOSED if model_args.get(name) is not None]
     if not pooled:
         return False
     if composed:

@@ -16,6 +16,7 @@ from infer_kit.harness.generation import (
     read_generation,
 )
 from infer_kit.methods.named import build, canonical, checked_options, class_of
+from infer_kit.methods.parallel_icl import ParallelICL
 from infer_kit.named_models import load_model
 
 try:
@@ -70,7 +71,7 @@ class InferKitLMMS(lmms):
                 "infer-kit is evaluated by one process here.",
                 hint="Run it without torchrun and accelerate launch; batch_size= uses the GPU.",
             )
-        if hasattr(class_of(method), "fit") != (demonstrations is not None):
+        if issubclass(class_of(method), ParallelICL) != (demonstrations is not None):
             raise InferKitError(
                 f"method={method} and demonstrations={demonstrations}: parallel_icl learns from "
                 "demonstrations, and no other method does.",
@@ -80,11 +81,11 @@ class InferKitLMMS(lmms):
         self._batch_size = read_batch_size(1 if batch_size is None else batch_size)
         check_model(pretrained, "pretrained", bool(loading.get("trust_remote_code")))
         named = load_model(str(pretrained), device=device_for(device), **loading)
-        self.recipe: Any = build(
+        self.recipe = build(
             method, named.model, named.processor, options, named.prompts, trace=False
         )
-        if shots is not None:
-            self.recipe.fit([_answered(shot) for shot in shots])
+        if isinstance(self.recipe, ParallelICL):
+            self.recipe.fit([_answered(shot) for shot in shots or ()])
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The method's answer to each (context, gen_kwargs, doc_to_visual, doc_id, task, split)."""

@@ -11,6 +11,8 @@ from lm_eval.models.huggingface import HFLM
 from infer_kit.engine.arguments import context_length
 from infer_kit.errors import InferKitError
 from infer_kit.harness.arguments import (
+    COMPOSED,
+    POOLED,
     check_model,
     check_names,
     check_reward,
@@ -22,7 +24,6 @@ from infer_kit.harness.lm_cache import OwnCache
 from infer_kit.reward.compose import compose
 from infer_kit.reward.portable import PortableReward
 
-_OWN = ("reward", "beta", "tuned", "untuned")
 _OF_THE_MODEL = ("attn_implementation", "load_in_4bit", "load_in_8bit", "bnb_4bit_compute_dtype")
 _NO_NAMES = ("self", "kwargs")
 _SPREAD = ("parallelize", "tp_plan", "device_map", "autogptq", "gptqmodel")
@@ -33,6 +34,9 @@ class ComposedHFLM(OwnCache, HFLM):
 
     Without `reward=` or `tuned=` it is `hf` itself.
     """
+
+    _model: Any
+    _max_length: int | None
 
     def __init__(
         self,
@@ -57,7 +61,9 @@ class ComposedHFLM(OwnCache, HFLM):
         given = {"reward": reward, "beta": beta, "tuned": tuned, "untuned": untuned}
         mine = {name: value for name, value in given.items() if value is not None}
         known = {n for n in inspect.signature(HFLM.__init__).parameters if n not in _NO_NAMES}
-        check_names(options, known | set(_OWN) | set(_OF_THE_MODEL))
+        # Those of models over bytes are known, and were refused where they are meant for several.
+        check_names(options, known | {*COMPOSED, *POOLED, *_OF_THE_MODEL})
+        options = {name: value for name, value in options.items() if name not in POOLED}
         self.configuration = configuration_hash(
             "infer-kit", {"pretrained": pretrained, **mine, **options}
         )
