@@ -12,12 +12,14 @@ from infer_kit.cli.demo import demo
 from infer_kit.cli.demo_icl import demo_icl
 from infer_kit.cli.env import env
 from infer_kit.cli.eval import evaluate
+from infer_kit.cli.explain import explain
 from infer_kit.cli.generate import generate
 from infer_kit.cli.inspect import inspect
 from infer_kit.cli.ls import ls
 from infer_kit.cli.serve import serve
 from infer_kit.errors import InferKitError
 
+EXPLAIN_EXAMPLE = 'infer-kit explain demo "what color is the background ?" --out page.html'
 EVAL_EXAMPLE = "infer-kit eval --model demo --data demo --task exact --method red --weight 1"
 
 app = typer.Typer(
@@ -52,6 +54,7 @@ demos.callback(invoke_without_command=True, epilog="Example: infer-kit demo --sa
 demos.command("icl", epilog="Example: infer-kit demo icl --save demo/")(demo_icl)
 app.add_typer(demos, name="demo")
 app.command(epilog='Example: infer-kit generate demo "what color is the background ?"')(generate)
+app.command(epilog=f"Example: {EXPLAIN_EXAMPLE}")(explain)
 app.command("eval", epilog=f"Example: {EVAL_EXAMPLE}")(evaluate)
 app.command(epilog="Example: infer-kit compare runs/A runs/B")(compare)
 app.command(epilog="Example: infer-kit inspect demo-text-a demo-text-b")(inspect)

@@ -7,7 +7,7 @@ from itertools import groupby
 from infer_kit.backends import Backend
 from infer_kit.streams import Group
 
-_RUN = 8  # as many equal tokens in a row are the placeholders of a picture
+_RUN = 4  # as many equal tokens in a row are the placeholders of a picture
 
 
 @dataclass(frozen=True)

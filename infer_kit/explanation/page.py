@@ -129,7 +129,7 @@ def check_target(path: str | Path, force: bool = False) -> Path:
         if not ours and not force:
             raise InferKitError(
                 f"{str(path)!r} exists and is not a page of infer-kit explain.",
-                hint="Give another name, or say that it may be overwritten (force).",
+                hint="Give another name, or --force (in Python force=True).",
             )
         return target
     if not target.parent.is_dir():

@@ -19,6 +19,10 @@ OPTIONS = {
     "generate": {
         "--image", "--method", "--weight", "--kind", "--rationale", "--max-new-tokens", "--trace",
     },
+    "explain": {
+        "--image", "--method", "--weight", "--set", "--with", "--demonstrations",
+        "--max-new-tokens", "--candidates", "--out", "--force",
+    },
     "serve": set(),
     "inspect": {"--text", "--json"},
     "ls": set(),

