@@ -1,5 +1,6 @@
 """Tasks: how a question is asked, and how answers are judged."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ Metrics = dict[str, float]
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the letter of the right option."
 YES_NO = "Answer with yes or no."
+_NUMBER = re.compile(r"[-+]?[$€£]?\d[\d.,/]*\s?%?")  # an answer that is a number, nothing else
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Task:
                     f", and the task {self.name!r} takes "
                     f"{'texts' if self.is_scored else 'questions'}."
                 )
+            if self.name in _CHOSEN and not sample.choices:
+                raise InferKitError(
+                    f"{where}: sample {sample.id!r} has no choices, which the task {self.name!r} "
+                    "needs."
+                )
             if self.score is not None:
                 try:
                     self.score(sample.answers[0], sample)
@@ -76,11 +83,6 @@ class Task:
                     raise InferKitError(
                         f"{where}: sample {sample.id!r}: {error}", hint=error.hint
                     ) from error
-            if self.name in _CHOSEN and not sample.choices:
-                raise InferKitError(
-                    f"{where}: sample {sample.id!r} has no choices, which the task {self.name!r} "
-                    "needs."
-                )
         if self.more is not None and samples and self.main == "accuracy":
             try:  # with the true answers: what would fail at the end fails now
                 self.more([sample.answers[0] for sample in samples], samples)
@@ -89,10 +91,13 @@ class Task:
 
 
 def _choice(prediction: str, sample: Sample) -> float:
-    """A letter among choices; a number or a text where there are none (MMMU's open questions)."""
+    """A letter among choices; where there are none (MMMU's open questions) a number or a text."""
     if sample.choices:
         return choice_match(prediction, sample.answers, sample.choices)
-    return max(exact_match(prediction, sample.answers), number_match(prediction, sample.answers))
+    numbers = [answer for answer in sample.answers if _NUMBER.fullmatch(answer.strip())]
+    if numbers and number_match(prediction, numbers):
+        return 1.0
+    return exact_match(prediction, sample.answers)
 
 
 def _yes_no(prediction: str, sample: Sample) -> float:

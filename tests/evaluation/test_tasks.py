@@ -1,0 +1,89 @@
+"""Tasks: the figures of a run are those of the metrics, and hold their ranges."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infer_kit.errors import InferKitError
+from infer_kit.evaluation.metrics.captions import bleu, cider, rouge_l
+from infer_kit.evaluation.results import results_of
+from infer_kit.evaluation.samples import Sample
+from infer_kit.evaluation.tasks import TASKS, task_named
+
+
+def lines_for(samples: list[Sample], predictions: list[str]) -> dict[str, dict[str, object]]:
+    return {
+        s.id: {"id": s.id, "prediction": p, "tokens": 2, "seconds": 0.5}
+        for s, p in zip(samples, predictions, strict=True)
+    }
+
+
+def test_every_task_is_found_by_name() -> None:
+    for name in TASKS:
+        assert task_named(name.upper().replace("_", "-")).name == name
+
+
+def test_categories_have_figures_of_their_own() -> None:
+    samples = [Sample(str(n), "q", ("a",), category="xy"[n % 2]) for n in range(10)]
+    predictions = ["a" if n < 5 else "b" for n in range(10)]
+    found = results_of(TASKS["exact"], samples, lines_for(samples, predictions))
+    values = {name: figure["value"] for name, figure in found["metrics"].items()}
+    assert values == {"accuracy": 0.5, "accuracy/x": 0.6, "accuracy/y": 0.4}
+    assert (found["n"], found["tokens"], found["seconds"]) == (10, 20, 5.0)
+
+
+def test_captions_are_scored_together() -> None:
+    pytest.importorskip("pycocoevalcap")
+    references = [("A dog runs on the grass.", "The dog is running."), ("Two cats sleep.",)]
+    samples = [Sample(str(n), "q", refs) for n, refs in enumerate(references)]
+    predictions = ["A dog running on grass.", "Two cats are sleeping."]
+    found = results_of(TASKS["coco_captions"], samples, lines_for(samples, predictions))
+    total, each = cider(predictions, references)
+    metrics = found["metrics"]
+    assert metrics["CIDEr"]["value"] == pytest.approx(total) == pytest.approx(np.mean(each))
+    assert metrics["BLEU-4"]["value"] == pytest.approx(bleu(predictions, references)[0][3])
+    assert metrics["ROUGE-L"]["value"] == pytest.approx(rouge_l(predictions, references)[0])
+
+
+def test_bits_per_byte_are_of_the_whole_corpus() -> None:
+    samples = [Sample("1", "", (), passage="abcd"), Sample("2", "", (), passage="é")]
+    lines = {
+        "1": {"id": "1", "logprob": [-4.0, -3.9], "bytes": 4, "seconds": 0.1},
+        "2": {"id": "2", "logprob": [-3.0, -3.0], "bytes": 2, "seconds": 0.1},
+    }
+    metrics = results_of(TASKS["bits_per_byte"], samples, lines)["metrics"]
+    assert metrics["bits_per_byte"]["value"] == pytest.approx(7.0 / math.log(2) / 6)
+    assert metrics["bits_per_byte at least"]["value"] == pytest.approx(6.9 / math.log(2) / 6)
+
+
+def test_pope_and_mme_have_their_figures() -> None:
+    samples = [
+        Sample(str(n), "q", ("yes" if n % 2 else "no",), images=(Path(f"{n // 2}.png"),),
+               category="color")
+        for n in range(4)
+    ]  # fmt: skip
+    predictions = ["No.", "Yes, it is.", "yes", "yes"]
+    lines = lines_for(samples, predictions)
+    pope = results_of(TASKS["pope"], samples, lines)["metrics"]
+    assert pope["accuracy"]["value"] == 0.75
+    assert pope["precision"]["value"] == pytest.approx(2 / 3)
+    assert pope["recall"]["value"] == 1.0
+    mme = results_of(TASKS["mme"], samples, lines)["metrics"]
+    assert mme["perception"]["value"] == pytest.approx(75 + 50)
+
+
+def test_a_question_of_mme_without_its_pair_is_refused_before_the_run() -> None:
+    samples = [Sample("1", "q", ("yes",), images=(Path("1.png"),), category="color")]
+    with pytest.raises(InferKitError, match="data: MME asks two questions about an image"):
+        TASKS["mme"].check(samples, "data")
+
+
+def test_open_questions_of_mmmu_are_judged_by_text_or_number() -> None:
+    task = TASKS["mmmu"]
+    assert task.score is not None
+    assert task.score("(B)", Sample("1", "q", ("B",), choices=("x", "y"))) == 1
+    assert task.score("It is 3.50.", Sample("2", "q", ("3.5",))) == 1
+    assert task.score("Paris", Sample("3", "q", ("paris",))) == 1
+    assert task.score("Rome", Sample("3", "q", ("paris",))) == 0
