@@ -8,6 +8,7 @@ import argparse
 import io
 import json
 import os
+import re
 import string
 import sys
 from collections import Counter
@@ -97,7 +98,8 @@ class Output:
                 f"{where}: the picture {name!r} is no image that can be read.",
                 hint="Was the file downloaded completely?",
             ) from error
-        path = self.folder / "images" / f"{name}.{extension}"
+        safe = re.sub(r"[^\w.-]", "_", name)
+        path = self.folder / "images" / f"{safe}.{extension}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
