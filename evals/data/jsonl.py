@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from evals.data.reading import get, read_json_lines
-from evals.data.writing import Entry, Output, arguments, letter_of, run
+from evals.data.writing import Entry, Output, arguments, letters_of, run
 from infer_kit.errors import InferKitError
 
 
@@ -32,7 +32,7 @@ def entries(options: argparse.Namespace, output: Output) -> Iterator[Entry]:
             where,
             f"{options.split}-{number}" if options.id is None else _text(record, options.id, where),
             _text(record, options.question, where),
-            [_letter(answer, choices, options.answer_is, where) for answer in answers],
+            [x for a in answers for x in _letters(a, choices, options.answer_is, where)],
             [output.image(name, where) for name in _texts(record, options.image, where)],
             choices,
             None if options.category is None else _text(record, options.category, where),
@@ -40,14 +40,14 @@ def entries(options: argparse.Namespace, output: Output) -> Iterator[Entry]:
         )
 
 
-def _letter(answer: str, choices: Sequence[str], kind: str | None, where: str) -> str:
+def _letters(answer: str, choices: Sequence[str], kind: str | None, where: str) -> list[str]:
     if kind == "text":
-        return letter_of(answer, choices, where)
+        return letters_of(answer, choices, where)
     if kind == "index":
         if not answer.isdecimal() or int(answer) >= len(choices):
             raise InferKitError(f"{where}: {answer!r} is no place of {len(choices)} choices.")
-        return string.ascii_uppercase[int(answer)]
-    return answer.strip().upper() if kind == "letter" else answer
+        return [string.ascii_uppercase[int(answer)]]
+    return [answer.strip().upper() if kind == "letter" else answer]
 
 
 def _text(record: Mapping[str, Any], name: str, where: str) -> str:

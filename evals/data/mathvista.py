@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from evals.data.reading import as_object, get, read_json, read_parquet
-from evals.data.writing import Entry, Output, arguments, letter_of, run
+from evals.data.writing import Entry, Output, arguments, letters_of, run
 
 _PLACES = {1: "one decimal place", 2: "two decimal places"}
 
@@ -32,7 +32,7 @@ def entries(options: argparse.Namespace, output: Output) -> Iterator[Entry]:
             where,
             pid,
             _question(record, bool(choices), where),
-            [letter_of(answer, choices, where) if choices and answer else answer],
+            letters_of(answer, choices, where) if choices and answer else [answer],
             [_picture(pid, record, output, where)],
             choices,
             category=as_object(record.get("metadata") or {}, where).get("task"),

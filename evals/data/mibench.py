@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from evals.data.reading import as_object, get, listed_alone, read_json, read_json_lines
-from evals.data.writing import Entry, Output, arguments, letter_of, run
+from evals.data.writing import Entry, Output, arguments, letters_of, run
 from infer_kit.errors import InferKitError
 
 
@@ -35,7 +35,7 @@ def entries(options: argparse.Namespace, output: Output) -> Iterator[Entry]:
                 where,
                 str(get(record, "id", where)),
                 _marked(get(record, "question", where), len(names), where),
-                [letter_of(answer, choices, where) if choices else answer],
+                letters_of(answer, choices, where) if choices else [answer],
                 [output.image(name, where) for name in names],
                 choices,
                 category=record.get("task"),

@@ -216,14 +216,22 @@ def report(path: Path, counts: Counter[str], output: Output) -> None:
         print(f"  left out, {reason}: {count}")
 
 
-def letter_of(answer: str, choices: Sequence[str], where: str) -> str:
-    """The letter of the choice whose text the answer is, but for space and a full stop."""
-    plain = [choice.strip().rstrip(".") for choice in choices]
-    if plain.count(answer.strip().rstrip(".")) != 1:
+def letters_of(answer: str, choices: Sequence[str], where: str) -> list[str]:
+    """The letter of the choice whose text the answer is, but for space and a full stop.
+
+    Of choices with equal texts, all are right.
+    """
+    plain = answer.strip().rstrip(".")
+    found = [
+        letter
+        for letter, choice in zip(string.ascii_uppercase, choices, strict=False)
+        if choice.strip().rstrip(".") == plain
+    ]
+    if not found:
         raise InferKitError(
             f"{where}: the answer {answer!r} is not one of the choices {list(choices)}."
         )
-    return string.ascii_uppercase[plain.index(answer.strip().rstrip("."))]
+    return found
 
 
 def _record(entry: Entry) -> dict[str, Any]:

@@ -100,14 +100,16 @@ def test_mathvista_parquet(convert, tmp_path: Path) -> None:
         tmp_path / "testmini.parquet",
         problem(pid="1", decoded_image=decoded, unit="m²"),
         problem(pid="2", decoded_image=decoded, **CHOSEN),
+        problem(pid="3", decoded_image=decoded, **{**CHOSEN, "choices": ["1 cm", "2", "1 cm"]}),
     )
-    one, two = convert("mathvista", split="testmini", questions=[path])
+    one, two, three = convert("mathvista", split="testmini", questions=[path])
     assert one.question == (
         "What is the area? (Unit: m²)\nAnswer with a number to one decimal place."
     )
     assert (one.id, one.answers, one.category) == ("1", ("1.2",), "geometry problem solving")
     assert (two.answers, two.question) == (("B",), "What is the area?")
     assert one.images[0].read_bytes() == png(3)
+    assert three.answers == ("A", "C")  # of equal choices either is right
 
 
 def test_mathvista_json(convert, tmp_path: Path) -> None:
