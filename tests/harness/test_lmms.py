@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import infer_kit as ik
-from evals.tasks.lmms_eval import write_data
+from evals.tasks.lmms_eval import write_words
 from infer_kit import demo
 from infer_kit.demo import icl
 from infer_kit.demo.scenes import held_out
@@ -82,7 +82,7 @@ def test_other_methods_come_with_their_options(lmms_class: Any) -> None:
 def test_parallel_icl_learns_from_a_file(lmms_class: Any, tmp_path: Path) -> None:
     (episode,) = icl.held_out(1, shots=8)
     file = tmp_path / "shots.jsonl"
-    write_data.write(file, write_data.word_rows(episode.demonstrations))
+    write_words.write(file, episode.demonstrations)
     lm = lmms_class(
         pretrained="demo-icl", method="parallel_icl", chunks=2, demonstrations=str(file),
         device="cpu", batch_size=2,
@@ -169,15 +169,14 @@ def test_several_processes_are_refused(lmms_class: Any, monkeypatch: pytest.Monk
         lmms_class(pretrained="demo")
 
 
-def test_data_of_the_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_are_told_by_the_demonstrations_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from infer_kit.evaluation.samples import read_samples
 
-    monkeypatch.setattr(sys, "argv", ["write_data.py", "--out", str(tmp_path), "--scenes", "4"])
-    write_data.main()
-    found = read_samples(tmp_path / "demo_scenes" / "test.jsonl")
-    assert [s.answers[0] for s in found] == [record.answer for record in RECORDS]
-    shots = read_samples(tmp_path / "demo_words" / "shots.jsonl")
-    queries = read_samples(tmp_path / "demo_words" / "test.jsonl")
+    monkeypatch.setattr(sys, "argv", ["write_words.py", "--out", str(tmp_path)])
+    write_words.main()
+    shots, queries = (read_samples(tmp_path / f"{name}.jsonl") for name in ("shots", "test"))
     assert len(shots) == 16 and {s.answers for s in queries} <= {s.answers for s in shots}
     shown = {image.read_bytes() for s in shots for image in s.images}
     assert shown.isdisjoint(image.read_bytes() for s in queries for image in s.images)
@@ -195,8 +194,10 @@ def test_red_by_lmms_evals_own_command_line(tmp_path: Path) -> None:
     pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
     root = Path(__file__).resolve().parents[2]
     subprocess.run(
-        [sys.executable, root / "evals/tasks/lmms_eval/write_data.py", "--scenes", "16"],
-        cwd=tmp_path,
+        [
+            *(sys.executable, root / "evals/data/scenes.py", "--count", "16"),
+            *("--out", tmp_path / "runs/data/demo_scenes"),
+        ],
         check=True,
     )
     done = subprocess.run(

@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def _folder(name: str) -> Path:
-    """Where `write_data.py` wrote; INFER_KIT_TASK_DATA names another place."""
+    """Where the data was written; INFER_KIT_TASK_DATA names another place."""
     return Path(os.environ.get("INFER_KIT_TASK_DATA", "runs/data")) / name
 
 
