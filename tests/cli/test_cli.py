@@ -17,12 +17,20 @@ OPTIONS = {
     "demo": {"--json", "--save", "--weight", "--questions", "--seed"},
     "demo icl": {"--json", "--save", "--episodes", "--seed"},
     "generate": {
-        "--image", "--method", "--weight", "--kind", "--rationale", "--max-new-tokens", "--trace",
+        "--image", "--method", "--weight", "--set", "--with", "--demonstrations",
+        "--max-new-tokens", "--generate", "--trace",
     },
     "explain": {
-        "--image", "--method", "--weight", "--set", "--with", "--demonstrations",
-        "--max-new-tokens", "--candidates", "--out", "--force",
+        "--out", "--image", "--method", "--weight", "--set", "--with", "--demonstrations",
+        "--max-new-tokens", "--candidates", "--force",
     },
+    "eval": {
+        "--model", "--data", "--task", "--method", "--weight", "--set", "--backend", "--model-arg",
+        "--device", "--tensor-parallel-size", "--limit", "--demonstrations", "--shots",
+        "--shot-seed", "--instruction", "--system", "--chat-template", "--max-new-tokens",
+        "--generate", "--batch-size", "--seed", "--trace", "--max-errors", "--out", "--json",
+    },
+    "compare": {"--show", "--resamples", "--seed", "--json"},
     "serve": set(),
     "inspect": {"--text", "--json"},
     "ls": set(),
@@ -58,7 +66,10 @@ def test_every_help_ends_with_an_example(verb: str) -> None:
 def test_ls_shows_every_method_with_its_formula() -> None:
     code, out, _ = run("ls")
     assert code == 0
-    assert all(method.name in out for method in METHODS)
+    shown = " ".join(out.split())
+    assert all(method.name in shown for method in METHODS)
+    assert all(" ".join(method.formula.split()) in shown for method in METHODS)
+    assert "--method parallel_icl" in shown and "bits_per_byte" in shown and "demo-icl" in shown
 
 
 def test_env_shows_versions_and_devices() -> None:
@@ -83,15 +94,13 @@ def test_generate_shows_the_rationale_as_it_is(
     """Brackets and colons in what a model writes are not markup."""
 
     class Scripted:
-        def __init__(self, *args: object, **kwargs: object) -> None: ...
-
         def generate(self, messages: list, **kwargs: object) -> SimpleNamespace:
             return SimpleNamespace(rationale=written)
 
-    module = importlib.import_module("infer_kit.cli.generate")
     processor = SimpleNamespace(tokenizer=None)
-    monkeypatch.setattr(module, "load", lambda name: (None, processor, None))
-    monkeypatch.setattr("infer_kit.methods.red.RED", Scripted)
+    loaded = SimpleNamespace(processor=processor)
+    monkeypatch.setattr("infer_kit.named_models.load_model", lambda name: loaded)
+    monkeypatch.setattr("infer_kit.cli.one_question.Request.recipe", lambda *_: Scripted())
     monkeypatch.setattr(sys, "argv", ["infer-kit", "generate", "demo", "what?"])
     with pytest.raises(SystemExit) as exit_:
         cli.main()
@@ -108,9 +117,15 @@ def test_generate_shows_the_rationale_as_it_is(
         (("generate", "demo", "what?", "--method", "magic"), "Unknown method 'magic'"),
         (("generate", "no/such/folder", "what?"), "No model at 'no/such/folder'"),
         (
-            ("generate", "demo", "what?", "--method", "direct", "--rationale", "x"),
-            "--rationale needs --method red",
+            ("generate", "demo", "what?", "--method", "direct", "--with", "rationale=x"),
+            "The method 'direct' takes no 'rationale' beside the question.",
         ),
+        (("generate", "demo", "what?", "--method", "rde"), "Did you mean 'red'?"),
+        (("generate", "demo", "what?", "--set", "wieght=1"), "Did you mean 'weight'?"),
+        (("generate", "demo", "what?", "--image", "none.png"), "There is no picture 'none.png'"),
+        (("generate", "demo", "what?", "--method", "parallel-icl"), "needs demonstrations"),
+        (("generate", "demo", " "), "The question is empty."),
+        (("generate", "demo", "what?", "--max-new-tokens", "0"), "from 1 on, got 0"),
     ],
 )
 def test_user_errors_are_said_without_traceback(
