@@ -9,6 +9,11 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PROMISES = {
     "red_on_a_picture": ("rationale:", "the rationale mattered:", "JSD"),
+    "explain_an_answer": (
+        "answer: the red circle",
+        "page: page.html",
+        "weight 0.0: the red triangle",
+    ),
     "does_the_rationale_matter": ("own ", "shuffled ", "empty ", "given "),
     "contrast_the_image": ("plain ", "VCD, kl:0.1 ", "noised", "weights under the budget: [["),
     "many_demonstrations": ("true answer:", "answer:", "chunk 3 wanted", "full context:"),

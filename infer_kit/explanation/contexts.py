@@ -36,16 +36,15 @@ def contexts_of(backend: Backend, group: Group) -> tuple[Context, ...]:
             if len(set(several)) > 1:
                 break
             shared += 1
-    return tuple(
-        Context(
-            stream.name,
-            len(ids),
-            shared,
-            readable(ids[:shared], backend.decoded),
-            readable(ids[shared:], backend.decoded),
-        )
-        for stream, ids in zip(group.streams, prompts, strict=True)
-    )
+    contexts = []
+    for stream, ids in zip(group.streams, prompts, strict=True):
+        begin, whole = (readable(part, backend.decoded) for part in (ids[:shared], ids))
+        if whole.startswith(begin):  # a tokenizer may write the rest otherwise where it stands alone
+            rest = whole.removeprefix(begin)
+        else:
+            rest = readable(ids[shared:], backend.decoded)
+        contexts.append(Context(stream.name, len(ids), shared, begin, rest))
+    return tuple(contexts)
 
 
 def readable(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> str:

@@ -1,5 +1,6 @@
 """What the page lets one move: the method's knob, or the weight of each stream."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from infer_kit.streams import Group
 from infer_kit.trace import Trace
 
 STOPS = 161
+LARGEST = 100.0  # of the weights that `solve_kl_budget` returns
 _FURTHEST = 20.0
 
 
@@ -34,8 +36,7 @@ class Slider:
     @property
     def start(self) -> int:
         """The stop nearest to the median of the values in force."""
-        middle = float(np.median(self.values)) if self.values else 0.0
-        return int(np.abs(np.array(self.stops) - middle).argmin())
+        return int(np.abs(np.array(self.stops) - _middle(self.values)).argmin())
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Controls:
     normalize: bool
     note: str = ""
 
-    def weights(self, settings: "list[float] | tuple[float, ...]") -> np.ndarray | None:
+    def weights(self, settings: Sequence[float]) -> np.ndarray | None:
         """`[K]` at one value for each slider; None where the engine would refuse them."""
         w = np.array(self.base)
         for s, slider in zip(settings, self.sliders, strict=True):
@@ -123,8 +124,7 @@ def _knob(
     setting, neutral = recipe.setting, recipe.neutral
     if not isinstance(setting, KLBudget) and np.allclose(values, setting, rtol=1e-5, atol=1e-6):
         values = np.full(len(values), float(setting))
-    middle = float(np.median(values)) if len(values) else neutral
-    reach = float(np.clip(neutral + 2 * (middle - neutral), -_FURTHEST, _FURTHEST))
+    reach = float(np.clip(2 * _middle(values) - neutral, -_FURTHEST, _FURTHEST))
     low, high = min(0.0, neutral, reach), max(neutral + 2, reach)
     slider = Slider(
         recipe.knob,
@@ -163,6 +163,14 @@ def _values(
             return None
         found.append(float(s))
     return np.array(found)
+
+
+def _middle(values: Sequence[float] | np.ndarray) -> float:
+    """Their median; those that a budget could not spend, 100, count where there are no others."""
+    every = np.array(values)
+    spent = every[np.abs(every) < 0.999 * LARGEST]
+    chosen = spent if len(spent) else every
+    return float(np.median(chosen)) if len(chosen) else 0.0
 
 
 def _single(values: np.ndarray) -> list[float]:

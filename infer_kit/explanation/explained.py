@@ -167,7 +167,7 @@ def _facts(
     facts = [
         ("method", f"{type(recipe).__name__}({_named(_arguments(recipe))})"),
         ("pool", _pool(recipe)),
-        ("weights", ", ".join(weights)),
+        ("weights", "; ".join(weights)),
         ("model", _model(recipe.backend.model)),
         ("decoding", ", ".join(["greedy"] * greedy + ([_named(decoding)] if decoding else []))),
         ("streams ran", ", ".join(dict.fromkeys(out.engines))),

@@ -160,7 +160,9 @@ def _pictures(pictures: tuple[Picture, ...]) -> str:
 def _context(context: Context, idle: tuple[str, ...]) -> str:
     e = html.escape
     facts = f"{context.tokens} tokens"
-    if context.shared:
+    if context.shared == context.tokens:
+        facts += ", the same text in all streams: they differ in pictures or models"
+    elif context.shared:
         facts += f", the first {context.shared} shared by all streams (grey)"
     if context.name in idle:
         facts += "; not run, having weight 0"

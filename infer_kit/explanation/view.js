@@ -161,7 +161,7 @@ function drawDetails() {
 }
 
 function verdict(token, choice) {
-  const weights = data.streams.map((name, k) => `${name} ${plain(choice.w[k])}`).join(", ");
+  const weights = data.streams.map((name, k) => `${name} ${plain(choice.w[k])}`).join("; ");
   const which = choice.asItWas ? "Weights in force" : "Weights";
   const sure = choice.doubt
     ? `not certain: ${choice.doubt}.`
@@ -270,6 +270,7 @@ function drawSliders() {
     const said = settings ? plain(value) : `${own} (in force)`;
     byId(`value-${j}`).textContent = said;
     input.setAttribute("aria-valuetext", said);
+    input.style.setProperty("--at", `${(100 * input.value) / input.max}%`);
   });
   if (byId("reset")) byId("reset").disabled = settings === null;
 }
@@ -327,7 +328,7 @@ function buildControls() {
       controls.sliders.forEach((slider, j) => { byId(`slider-${j}`).value = slider.start; });
       drawAll();
     });
-    box.append(reset);
+    box.after(reset);
   }
   const legend = byId("legend");
   data.streams.forEach((name, k) => {

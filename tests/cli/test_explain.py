@@ -53,7 +53,7 @@ def test_a_picture_a_weight_and_options(tmp_path: Path) -> None:
     page = out.read_text(encoding="utf-8")
     assert answer.strip() in page and "data:image/png;base64," in page
     assert "RED(weight=1, normalize=True, image_weight=1.0)" in page
-    assert "image 0.5, rationale 0.5" in page
+    assert "image 0.5; rationale 0.5" in page
     assert str(tmp_path) not in page
     run("demo", QUESTION, "--method", "cfg", "--out", out)  # a page is written over
     assert "CFG(" in out.read_text(encoding="utf-8")

@@ -122,7 +122,7 @@ def test_the_page_has_what_there_is_to_know(model: Any) -> None:
     assert ids[0][:shared] == ids[1][:shared] and ids[0][shared] != ids[1][shared]
     facts = dict(made.facts)
     assert facts["method"] == "RED(weight=1.0, normalize=False, image_weight=1.0)"
-    assert facts["weights"] == "image 1, rationale 1"
+    assert facts["weights"] == "image 1; rationale 1"
     assert facts["decoding"] == "greedy, max_new_tokens=8"
     assert "/" not in facts["model"] and "LlavaForConditionalGeneration" in facts["model"]
     assert f"infer-kit {ik.__version__}" in facts["versions"]
