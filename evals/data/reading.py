@@ -14,12 +14,9 @@ def read_json(path: Path) -> Any:
     Raises:
         InferKitError: it is not there, not UTF-8 or not JSON; names the line.
     """
-    content = _bytes(path)
+    content = read_text(path)
     try:
-        return json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise _not_utf8(path, line, content[error.start]) from error
+        return json.loads(content)
     except json.JSONDecodeError as error:
         lines = len(content.splitlines())
         raise InferKitError(
@@ -41,6 +38,16 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         except json.JSONDecodeError as error:
             raise InferKitError(f"{where}: not JSON: {error.msg}.") from error
         yield where, as_object(record, where)
+
+
+def read_text(path: Path) -> str:
+    """A whole file as text, without a byte order mark."""
+    content = _bytes(path)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise _not_utf8(path, line, content[error.start]) from error
 
 
 def read_text_lines(path: Path) -> Iterator[tuple[int, str]]:

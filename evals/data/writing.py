@@ -33,6 +33,7 @@ class Entry:
         choices: texts in order. category: for figures apart; or None.
         context: a document, or None.
         demonstrations: "question", "answer" and "images" of each.
+        passage: a text to be scored; the sample has no question and no answers then.
     """
 
     where: str
@@ -44,6 +45,7 @@ class Entry:
     category: str | None = None
     context: str | None = None
     demonstrations: Sequence[dict[str, Any]] = ()
+    passage: str | None = None
 
 
 @dataclass
@@ -236,6 +238,11 @@ def letters_of(answer: str, choices: Sequence[str], where: str) -> list[str]:
 
 def _record(entry: Entry) -> dict[str, Any]:
     """The JSON object of an entry, checked."""
+    if entry.passage is not None:
+        if not entry.passage.strip():
+            raise InferKitError(f"{entry.where}: the text is empty.")
+        text = {"id": entry.id, "text": entry.passage}
+        return text if entry.category is None else text | {"category": entry.category}
     answers = [answer.strip() for answer in entry.answers if answer.strip()]
     if not entry.question.strip():
         raise InferKitError(f"{entry.where}: the question is empty.")
