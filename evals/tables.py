@@ -81,7 +81,8 @@ def commands(out: Path, models: Path | None) -> Iterator[list[str]]:
         *("--grid", "weighting=uniform,similarity", "--set", "bank=false", *words, *runs),
     ]
     texts = data / "errands" / "test.jsonl"
-    yield ["data/texts.py", "--texts", str(HERE / "tasks/lm_eval/errand_tales.jsonl")] + [
+    yield [
+        *("data/texts.py", "--texts", str(HERE / "tasks/lm_eval/errand_tales.jsonl")),
         *("--text", "text", "--out", str(texts.parent)),
     ]
     for model in ("demo-text-a", "demo-text-b"):
