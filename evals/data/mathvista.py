@@ -3,10 +3,10 @@
 python evals/data/mathvista.py --questions testmini-*.parquet --out data/mathvista
 python evals/data/mathvista.py --questions testmini.json --images . --out data/mathvista
 
-Parquet has the pictures in it, which are written below OUT/images; in the JSON file, an object by
-pid, they are paths as images/1.jpg. Free answers are compared as numbers, so the question says the
-unit and how many decimals are wanted, as the benchmark's own prompt does. The category is the task.
-The answers of the split test are not released.
+Parquet has the pictures in it, which are written below OUT/images/SPLIT; in the JSON file, an
+object by pid, they are paths as images/1.jpg. Free answers are compared as numbers, so the question
+says the unit and how many decimals are wanted, as the benchmark's own prompt does. The category is
+the task. The answers of the split test are not released.
 """
 
 import argparse

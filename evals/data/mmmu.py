@@ -3,9 +3,9 @@
 python evals/data/mmmu.py --questions MMMU/*/validation-*.parquet --split validation --out data/mmmu
 
 Rows have the columns id, question, options (a Python list as text), answer, question_type and
-image_1 to image_7. Pictures are written below OUT/images. "<image 2>" in a question or an option
-marks the place of a picture. The category is the subject, which is part of the id. The answers of
-the test split are not released.
+image_1 to image_7. Pictures are written below OUT/images/SPLIT. "<image 2>" in a question or an
+option marks the place of a picture. The category is the subject, which is part of the id. The
+answers of the test split are not released.
 """
 
 import argparse

@@ -53,12 +53,14 @@ class Output:
     """The folder that is written to, and what was counted on the way.
 
     Attributes:
-        folder: of the file of samples. images: the data set's folder of images, or None.
+        folder: of the file of samples. split: the name of that file.
+        images: the data set's folder of images, or None.
         skipped: how many records were left out, by reason.
         pictures: how many were written as files.
     """
 
     folder: Path
+    split: str = "test"
     images: Path | None = None
     skipped: Counter[str] = field(default_factory=Counter)
     pictures: int = 0
@@ -101,7 +103,7 @@ class Output:
                 hint="Was the file downloaded completely?",
             ) from error
         safe = re.sub(r"[^\w.-]", "_", name)
-        path = self.folder / "images" / f"{safe}.{extension}"
+        path = self.folder / "images" / self.split / f"{safe}.{extension}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
@@ -146,7 +148,7 @@ def run(parser: argparse.ArgumentParser, convert: Convert, argv: Sequence[str] |
     with shown_errors():
         if images is not None and not images.is_dir():
             raise InferKitError(f"The folder of images {str(images)!r} does not exist.")
-        output = Output(options.out, images)
+        output = Output(options.out, options.split, images)
         path = options.out / f"{options.split}.jsonl"
         report(path, write(path, convert(options, output), options.limit), output)
 
@@ -210,7 +212,7 @@ def report(path: Path, counts: Counter[str], output: Output) -> None:
     """Print what was written and what was left out."""
     print(f"{path}: {counts.total()} samples")
     if output.pictures:
-        print(f"  {output.pictures} pictures in {output.folder / 'images'}")
+        print(f"  {output.pictures} pictures in {output.folder / 'images' / output.split}")
     for category, count in sorted(counts.items()):
         if category:
             print(f"  {category}: {count}")

@@ -33,15 +33,15 @@ def write_scenes(out: Path, count: int = COUNT, seed: int = 0) -> None:
     """Write `count` held-out questions about scenes; their kind is the category."""
     from infer_kit.demo.scenes import held_out
 
-    pictures = _Pictures(out)
+    pictures, name = _Pictures(out), _named("scene", seed)
     _write(
         out,
         (
             {
-                "id": f"scene-{n}",
+                "id": f"{name}-{n}",
                 "question": record.question,
                 "answers": [record.answer],
-                "images": [pictures.save(f"scene-{n}", record.picture)],
+                "images": [pictures.save(f"{name}-{n}", record.picture)],
                 "category": record.kind,
             }
             for n, record in enumerate(held_out(count, seed))
@@ -53,21 +53,21 @@ def write_bindings(out: Path, count: int = COUNT, seed: int = 0, shots: int = SH
     """Write `count` held-out episodes, each with demonstrations of its own."""
     from infer_kit.demo.icl.episodes import held_out
 
-    pictures = _Pictures(out)
+    pictures, name = _Pictures(out), _named("episode", seed)
     _write(
         out,
         (
             {
-                "id": f"episode-{n}",
+                "id": f"{name}-{n}",
                 "question": episode.query.question,
                 "answers": [episode.query.answer],
-                "images": [pictures.save(f"episode-{n}", episode.query.picture)],
+                "images": [pictures.save(f"{name}-{n}", episode.query.picture)],
                 "category": episode.attribute,
                 "demonstrations": [
                     {
                         "question": shown.question,
                         "answer": shown.answer,
-                        "images": [pictures.save(f"episode-{n}-{k}", shown.picture)],
+                        "images": [pictures.save(f"{name}-{n}-{k}", shown.picture)],
                     }
                     for k, shown in enumerate(episode.demonstrations)
                 ],
@@ -75,6 +75,11 @@ def write_bindings(out: Path, count: int = COUNT, seed: int = 0, shots: int = SH
             for n, episode in enumerate(held_out(count, shots, seed))
         ),
     )
+
+
+def _named(kind: str, seed: int) -> str:
+    """How ids and pictures begin: sets of several seeds may be written to one folder."""
+    return kind if seed == 0 else f"{kind}-seed{seed}"
 
 
 class _Pictures:

@@ -132,6 +132,19 @@ def test_scenes_are_the_held_out_ones(tmp_path: Path) -> None:
     assert all(s.images[0].suffix == ".png" for s in samples)
 
 
+def test_scenes_of_two_seeds_in_one_folder(tmp_path: Path) -> None:
+    """The second does not replace the pictures of the first, and is a pool for it."""
+    scenes.main(["--out", str(tmp_path), "--count", "4"])
+    before = [s.images[0].read_bytes() for s in read_samples(tmp_path / "test.jsonl")]
+    scenes.main(["--out", str(tmp_path), "--split", "pool", "--count", "6", "--seed", "1"])
+    assert [s.images[0].read_bytes() for s in read_samples(tmp_path / "test.jsonl")] == before
+    few_shot.main(
+        ["--pool", str(tmp_path / "pool.jsonl"), "--test", str(tmp_path / "test.jsonl"),
+         "--shots", "4", "--out", str(tmp_path / "shots.jsonl")]
+    )  # fmt: skip
+    assert len(read_samples(tmp_path / "shots.jsonl")) == 4
+
+
 def test_episodes_have_their_own_demonstrations(tmp_path: Path) -> None:
     bindings.main(["--out", str(tmp_path), "--split", "dev", "--count", "3", "--shots", "5"])
     samples = read_samples(tmp_path / "dev.jsonl")

@@ -175,7 +175,7 @@ def test_letters_outside_ascii_and_names_of_pictures(tmp_path: Path) -> None:
     from tests.evals.data.conftest import png
 
     output = Output(tmp_path)
-    assert output.picture("a/../b é", png(), "f") == "images/a_.._b_é.png"
+    assert output.picture("a/../b é", png(), "f") == "images/test/a_.._b_é.png"
     write(tmp_path / "t.jsonl", iter([entry(question="où ?")]))
     assert "où ?" in (tmp_path / "t.jsonl").read_text(encoding="utf-8")
 
