@@ -24,18 +24,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.faults import MUTANTS as ENGINE_MUTANTS
 from tests.faults import Mutant
+from tests.faults_of_evaluation import EVALUATION_MUTANTS
+from tests.faults_of_explanation import EXPLANATION_MUTANTS
 from tests.faults_of_methods import METHOD_MUTANTS
 from tests.faults_of_rewards import REWARD_MUTANTS
 from tests.faults_of_vllm import VLLM_MUTANTS
 from tests.faults_of_vocab import VOCAB_MUTANTS
 
 ROOT = Path(__file__).resolve().parents[1]
-MUTANTS = (*ENGINE_MUTANTS, *METHOD_MUTANTS, *VOCAB_MUTANTS, *REWARD_MUTANTS, *VLLM_MUTANTS)
+MUTANTS = (
+    *ENGINE_MUTANTS,
+    *METHOD_MUTANTS,
+    *VOCAB_MUTANTS,
+    *REWARD_MUTANTS,
+    *VLLM_MUTANTS,
+    *EVALUATION_MUTANTS,
+    *EXPLANATION_MUTANTS,
+)
 
 
 def _copy(folder: Path) -> None:
     ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("infer_kit", "tests"):
+    for name in ("infer_kit", "tests", "evals"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     shutil.copy(ROOT / "pyproject.toml", folder)
 
