@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infer_kit.errors import InferKitError, UnsupportedArgument
+from infer_kit.errors import InferKitError, MissingExtra, UnsupportedArgument
 from infer_kit.harness.arguments import (
     check_model,
     check_names,
@@ -133,3 +135,24 @@ def test_batch_sizes() -> None:
     assert read_batch_size("8") == 8
     with pytest.raises(InferKitError, match="a number from 1 on, or auto"):
         read_batch_size("0")
+
+
+def test_no_harness_is_loaded_unasked() -> None:
+    code = (
+        "import sys, infer_kit, infer_kit.harness.arguments, infer_kit.harness.lmms\n"
+        "loaded = {name.split('.')[0] for name in sys.modules}\n"
+        "print(loaded & {'lm_eval', 'lmms_eval', 'datasets'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name, wanted", [("lm", "lm_eval"), ("lmms_model", "lmms_eval")])
+def test_a_harness_that_is_not_installed_is_named(
+    name: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, f"{wanted}.api.model", None)
+    monkeypatch.delitem(sys.modules, f"infer_kit.harness.{name}", raising=False)
+    with pytest.raises(MissingExtra, match="is not installed") as caught:
+        __import__(f"infer_kit.harness.{name}")
+    assert wanted in str(caught.value.hint)

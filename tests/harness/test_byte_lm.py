@@ -199,9 +199,11 @@ def test_chats_that_cannot_be(exact: Any, monkeypatch: pytest.MonkeyPatch) -> No
         exact.chat_template(True)
 
 
-def test_texts_are_not_cut(exact: Any) -> None:
+def test_texts_are_not_cut(exact: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infer_kit.harness.byte_lm.context_length", lambda _: 8)
     with pytest.raises(PromptTooLong, match="texts are not cut here"):
-        scores(exact, ("One morning", " and then" * 3000))
+        scores(exact, ("One morning, Mia", " and Emma played hide and seek in the café."))
+    assert len(scores(exact, ("One", " mo"))) == 1  # six bytes are no more than six tokens
 
 
 def test_results_say_how_exact_they_are() -> None:
