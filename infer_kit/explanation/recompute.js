@@ -149,7 +149,7 @@ function partsOver(data, token, choice, place) {
   const other = order.reduce((a, b) => (choice.scores[b] > choice.scores[a] ? b : a));
   const [a, b] = [token.logprobs[place], token.logprobs[other]];
   const parts = choice.w.map((w, k) => {
-    if (w === 0) return 0;
+    if (w === 0 || a[k] === b[k]) return 0; // two of -Infinity have no difference
     return data.pool === "mixture" ? w * (Math.exp(a[k]) - Math.exp(b[k])) : w * (a[k] - b[k]);
   });
   return { other, parts };

@@ -31,7 +31,7 @@ function make(tag, attributes, ...children) {
 
 const colour = (k) => (k < 0 ? "var(--agree)" : `var(--s${k % 6})`);
 const number = (value, digits = 3) =>
-  value === -Infinity ? "−∞" : value.toPrecision(digits).replace("-", "−");
+  value.toPrecision(digits).replace("-", "−").replace("Infinity", "∞");
 const plain = (value) => String(Number(value.toPrecision(4))).replace("-", "−");
 const percent = (p) => (p >= 0.0005 ? `${(100 * p).toFixed(1)} %` : p > 0 ? "< 0.1 %" : "0 %");
 

@@ -63,6 +63,11 @@ _MOVE = """([j, stop]) => {
     slider.dispatchEvent(new Event("input"));
 }"""
 
+_THROUGH = f"""(every) => every.map((places) => {{
+    places.forEach((stop, j) => ({_MOVE})([j, stop]));
+    return [({_READ})(), document.getElementById("summary").textContent];
+}})"""
+
 
 def _settings(controls: Controls) -> list[list[int]]:
     """Positions of all sliders: each over its whole range, the others where they are."""
@@ -83,15 +88,13 @@ def test_the_slider_says_what_the_recomputation_says(name: str, opened: Opened) 
     written = trace.token_ids.tolist()
     assert [shown for shown, _ in page.evaluate(_READ)] == written
     seen, kinds = set(), set()
-    for places in _settings(controls):
-        for j, stop in enumerate(places):
-            page.evaluate(_MOVE, [j, stop])
+    every = _settings(controls)
+    for places, (found, summary) in zip(every, page.evaluate(_THROUGH, every), strict=True):
         values = [s.stops[p] for s, p in zip(controls.sliders, places, strict=True)]
         weights = controls.weights(values)
-        found = page.evaluate(_READ)
         if weights is None:
             assert found == [[token, ""] for token in written]
-            assert "there is no choice" in page.locator("#summary").inner_text()
+            assert "there is no choice" in summary
             continue
         expected = []
         for t, choice in enumerate(recomputed(trace, weights)):
@@ -254,3 +257,14 @@ def test_an_empty_answer_and_nothing_to_slide(opened: Opened) -> None:
     page = opened(replace(made, trace=trace, controls=alone))
     assert page.locator("input").count() == 0
     assert "One stream alone was run." in page.locator("main").inner_text()
+
+
+def test_figures_of_excluded_tokens_are_written(opened: Opened) -> None:
+    trace = case(5, 3, (1.0, 0.7, -0.4), tokens=6, holes=0.9, depth=20, vocabulary=30).trace
+    page = opened(explanation(trace, free(trace)))
+    seen = ""
+    for t in range(6):
+        page.locator("#tokens button").nth(t).hover()
+        seen += page.locator("#details").inner_text()
+    assert "−∞" in seen and "excluded" in seen
+    assert "NaN" not in seen and "Infinity" not in seen and "undefined" not in seen

@@ -12,6 +12,8 @@ import torch
 from transformers import GenerationConfig
 
 import infer_kit as ik
+from infer_kit.explanation import explain
+from infer_kit.explanation.recomputed import recomputed
 from tests.vllm.laws import Heard, chat, check_same, demonstrations, picture
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -128,6 +130,23 @@ def test_prompts_are_shown_as_on_transformers(both: Any) -> None:
         shown.append(method.backend.prompt_ids(context))
         assert "what is in it?" in method.backend.decoded(shown[-1])
     assert shown[0] == shown[1]
+
+
+def test_an_answer_explained(both: Any) -> None:
+    shown = [explain(method, CHATS[0], **GREEDY) for method in made(both, ik.VCD)]
+    ours, theirs = shown
+    assert ours.text == theirs.text and ours.contexts == theirs.contexts
+    assert ours.controls.sliders[0].stops == theirs.controls.sliders[0].stops
+    check_same(ours.output, theirs.output)
+    for stop in (0.0, 0.5, 1.0, 2.0):
+        chosen = [
+            [c.token_id for c in recomputed(e.trace, e.controls.weights([stop]))] for e in shown
+        ]
+        assert chosen[0] == chosen[1]
+    facts = dict(ours.facts)
+    assert "vllm" in facts["streams ran"] and "vllm" in facts["versions"]
+    assert "LLM, " in facts["model"] and "/" not in facts["model"]
+    assert ours.html().startswith("<!doctype html>")
 
 
 def _first(value: Any) -> Any:
