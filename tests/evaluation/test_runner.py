@@ -150,7 +150,7 @@ def test_a_run_that_is_cut_anywhere_ends_alike(
     evaluation = asked(
         method="red",
         options={"weight": 1.0},
-        generation={"do_sample": True, "temperature": 3.0},
+        generation={"do_sample": True, "temperature": 30.0},
         batch_size=3,
     )
     whole, results = finished(evaluation, tmp_path / "whole", model)
@@ -181,7 +181,7 @@ def test_several_processes_do_what_one_does(
 ) -> None:
     evaluation = asked(
         method="red", options={"weight": 1.0}, batch_size=3,
-        generation={"do_sample": True, "temperature": 2.0},
+        generation={"do_sample": True, "temperature": 30.0},
     )  # fmt: skip
     one, results = finished(evaluation, tmp_path / "one", model)
     monkeypatch.setenv("WORLD_SIZE", str(world))
