@@ -187,7 +187,7 @@ EXPLANATION_MUTANTS = (
         "explain: the page may ask for anything",
         "explanation/page.html",
         "default-src 'none'; img-src data:;",
-        "default-src *; img-src *;",
+        "default-src *; img-src * data:;",
         BROWSER,
     ),
     Mutant(

@@ -92,7 +92,7 @@ function drawStrip() {
         class: `token${changed ? " changed" : ""}${choice && choice.doubt ? " doubtful" : ""}`,
         "data-t": t,
         "data-shown": token.ids[place],
-        "data-certain": choice ? String(!choice.doubt) : "",
+        "data-doubt": choice ? choice.doubt : undefined, // none and not empty: no choice
         "aria-label": said.join(", "),
         "aria-pressed": String(t === pinned),
         tabindex: t === pinned ? "0" : "-1",
