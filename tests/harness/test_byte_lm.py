@@ -261,3 +261,19 @@ def test_a_cache_belongs_to_one_configuration(tmp_path: Path) -> None:
 
 def scores_of_cached(lm: Any) -> Any:
     return lm.loglikelihood(requests("loglikelihood", *ASKED))
+
+
+def test_an_interrupted_run_goes_on_from_the_cache(tmp_path: Path) -> None:
+    from lm_eval.api.model import CachingLM
+
+    asked = {
+        "loglikelihood": requests("loglikelihood", *ASKED[:2]),
+        "loglikelihood_rolling": requests("loglikelihood_rolling", ("Mia hid.",)),
+        "generate_until": requests("generate_until", ("One morning, Mi", {"max_gen_toks": 3})),
+    }
+    path = str(tmp_path / "cache.db")
+    first = CachingLM(load(), path)
+    said = {kind: getattr(first.lm, kind)(some) for kind, some in asked.items()}  # cut off here
+    again = CachingLM(load(), path)
+    again.lm.ensemble = None  # nothing is left to be asked
+    assert {kind: getattr(again, kind)(some) for kind, some in asked.items()} == said
