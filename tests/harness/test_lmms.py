@@ -102,7 +102,7 @@ def test_answers_end_before_a_stop_text(lmms_class: Any) -> None:
 
 def test_requests_of_different_settings_are_answered_apart(lmms_class: Any) -> None:
     lm = lmms_class(pretrained="demo", method="red", weight=1.0, batch_size=4, device="cpu")
-    one, other = asked(lm), asked(lm, until=["e"])
+    one, other = asked(lm), asked(lm, until=[*"aeio"])
     mixed = [one[0], other[1], one[2], other[3]]
     long, short = lm.generate_until(one), lm.generate_until(other)
     assert all(map(str.__ne__, long, short))
