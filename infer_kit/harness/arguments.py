@@ -84,8 +84,11 @@ def number(value: Any, name: str, default: float) -> float:
     return default if value is None else check_strength(value, name)
 
 
-def check_model(name: Any, what: str, trust_remote_code: bool = False) -> str:
+def check_model(name: Any, what: str, **loading: Any) -> str:
     """The folder or hub name of a model, whose config can be read.
+
+    Args:
+        loading: of `from_pretrained`, where the config is looked for: revision, subfolder, ...
 
     Raises:
         InferKitError: there is none; says which argument named it.
@@ -96,7 +99,7 @@ def check_model(name: Any, what: str, trust_remote_code: bool = False) -> str:
         raise InferKitError(f"{what}= needs a folder or a name on the hub, got {name!r}.")
     where = folder_of(name)
     try:
-        AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+        AutoConfig.from_pretrained(where, **loading)
     except (OSError, ValueError) as error:
         first = (str(error).splitlines() or [repr(error)])[0]
         raise InferKitError(

@@ -82,7 +82,7 @@ class EnsembleLM(OwnCache, LM):
         trusted = bool(options.get("trust_remote_code"))
         whats = ["pretrained", *["ensemble"] * len(others)]
         for name, what in zip(names, whats, strict=True):
-            check_model(name, what, trusted)
+            check_model(name, what, trust_remote_code=trusted)
         self.bytes_per_token = number(options.get("bytes_per_token"), "bytes_per_token", 4.0)
         if self.bytes_per_token <= 0:
             raise InferKitError(f"bytes_per_token={self.bytes_per_token:g} must be positive.")

@@ -79,7 +79,8 @@ class InferKitLMMS(lmms):
             )
         shots = None if demonstrations is None else read_samples(demonstrations)
         self._batch_size = read_batch_size(1 if batch_size is None else batch_size)
-        check_model(pretrained, "pretrained", bool(loading.get("trust_remote_code")))
+        trusted = bool(loading.get("trust_remote_code"))
+        check_model(pretrained, "pretrained", trust_remote_code=trusted)
         named = load_model(str(pretrained), device=device_for(device), **loading)
         self.recipe = build(
             method, named.model, named.processor, options, named.prompts, trace=False

@@ -25,6 +25,7 @@ from infer_kit.reward.compose import compose
 from infer_kit.reward.portable import PortableReward
 
 _OF_THE_MODEL = ("attn_implementation", "load_in_4bit", "load_in_8bit", "bnb_4bit_compute_dtype")
+_PLACE = ("revision", "subfolder", "gguf_file")
 _NO_NAMES = ("self", "kwargs")
 _SPREAD = ("parallelize", "tp_plan", "device_map", "autogptq", "gptqmodel")
 
@@ -67,8 +68,9 @@ class ComposedHFLM(OwnCache, HFLM):
         self.configuration = configuration_hash(
             "infer-kit", {"pretrained": pretrained, **mine, **options}
         )
-        trusted = bool(options.get("trust_remote_code"))
-        base = check_model(pretrained, "pretrained", trusted)
+        trusted = {"trust_remote_code": bool(options.get("trust_remote_code"))}
+        place = {name: options[name] for name in _PLACE if options.get(name)}
+        base = check_model(pretrained, "pretrained", **trusted, **place)
         self._beta = None if beta is None else number(beta, "beta", 1.0)
         self._rewards = [] if reward is None else split_names(reward, "reward")
         for folder in self._rewards:
@@ -76,7 +78,7 @@ class ComposedHFLM(OwnCache, HFLM):
         if (tuned is None) != (untuned is None):
             raise InferKitError("tuned= and untuned= go together: their difference is the reward.")
         self._pair = tuple(
-            check_model(name, what, trusted)
+            check_model(name, what, **trusted)
             for what, name in (("tuned", tuned), ("untuned", untuned))
             if name is not None
         )

@@ -79,6 +79,12 @@ def test_plain_is_the_stock_model(folders: dict[str, str]) -> None:
     assert mine.loglikelihood_rolling(rolled) == stock.loglikelihood_rolling(rolled)
 
 
+def test_a_model_may_lie_in_a_folder_of_a_folder(folders: dict[str, str]) -> None:
+    above = Path(folders["base"]).parent
+    mine = load(pretrained=str(above), subfolder="base")
+    assert scores(mine, *ASKED) == scores(load(pretrained=folders["base"]), *ASKED)
+
+
 def test_strength_0_is_the_base(folders: dict[str, str]) -> None:
     plain = load(pretrained=folders["base"])
     mine = load(pretrained=folders["base"], reward=folders["reward"], beta=0)
