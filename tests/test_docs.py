@@ -224,3 +224,16 @@ def of_parser(name: str) -> set[str]:
     )
     assert run.returncode == 0, run.stderr
     return set(re.findall(r"--[a-z][\w-]*", run.stdout))
+
+
+def test_the_samples_on_the_page_are_samples(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from infer_kit.evaluation.samples import read_samples
+
+    (lines,) = [b["body"] for b in blocks(ROOT / "docs" / "evaluating.md") if b["kind"] == "json"]
+    for name in re.findall(r"[\w/]+\.png", lines):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (2, 2)).save(tmp_path / name)
+    (tmp_path / "test.jsonl").write_text(lines, "utf-8")
+    assert len(read_samples(tmp_path / "test.jsonl")) == len(lines.splitlines())
