@@ -212,4 +212,18 @@ VLLM_MUTANTS = (
         "        made = self._processed(prompt.text, prompt.special, prompt.images, 0, None)\n",
         (f"{LAW}::test_methods[VCD]",),
     ),
+    Mutant(
+        "vllm: candidates of a trace are not asked for",
+        BACKEND,
+        "candidates=depth if trace else 0,",
+        "candidates=0,",
+        (f"{LAW}::test_candidates_of_a_trace",),
+    ),
+    Mutant(
+        "vllm: who says what is plausible is lost in a trace",
+        BACKEND,
+        "judges = tuple(ran.index(k) for k in group.experts or () if k in ran)",
+        "judges = ()",
+        (f"{LAW}::test_methods[VCD]",),
+    ),
 )
