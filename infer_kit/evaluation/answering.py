@@ -9,8 +9,16 @@ from typing import Any, Protocol
 
 from infer_kit.errors import InferKitError
 from infer_kit.evaluation.samples import Sample, Shot
-from infer_kit.methods.named import CLASSES, build, canonical, checked_options, did_you_mean
+from infer_kit.methods.named import (
+    CLASSES,
+    build,
+    canonical,
+    checked_options,
+    class_of,
+    did_you_mean,
+)
 from infer_kit.methods.parallel_icl import ParallelICL
+from infer_kit.methods.prompts import KINDS, Prompts
 from infer_kit.methods.recipe import Recipe
 from infer_kit.named_models import NamedModel, load_model
 
@@ -165,14 +173,26 @@ def answerer_for(
     template = PLAIN if asking.chat_template == "plain" else asking.chat_template
     if template is not None:
         options = {**options, "chat_template": template}
-    recipe = build(
-        method, loaded.model, loaded.processor, options, loaded.prompts, trace=asking.trace
-    )
+    prompts, options = _prompts(method, loaded, options, asking.instruction)
+    recipe = build(method, loaded.model, loaded.processor, options, prompts, trace=asking.trace)
     if isinstance(recipe, ParallelICL):
         if asking.system is not None:
             recipe.system = asking.system
         return _OfDemonstrations(recipe, loaded, asking)
     return _OfChats(recipe, loaded, asking, rationales)
+
+
+def _prompts(
+    method: str, loaded: NamedModel, options: Mapping[str, Any], instruction: str
+) -> tuple[Prompts | None, Mapping[str, Any]]:
+    """The prompts of a method with rationales, with the instruction, and its other options."""
+    if "prompts" not in inspect.signature(class_of(method)).parameters:
+        return None, options
+    own = loaded.prompts
+    kind = options.get("kind", "cot")
+    if own is None and kind in KINDS:  # else the method says what is wrong
+        own, options = KINDS[kind], {k: v for k, v in options.items() if k != "kind"}
+    return None if own is None else own.with_instruction(instruction), options
 
 
 class _OfChats:
@@ -188,10 +208,20 @@ class _OfChats:
         self.recipe, self.loaded, self.asking = recipe, loaded, asking
         self.rationales = rationales
         self.inputs = inspect.signature(type(recipe).groups).parameters
+        # where there are rationales the instruction is in the prompts, see `_prompts`
+        self.instructs_itself = "rationale" in self.inputs
 
     def answer(self, samples: Sequence[Sample]) -> list[Answer]:
         asking = self.asking
-        chats = [s.chat(asking.instruction, asking.shots, asking.system) for s in samples]
+        chats = [
+            s.chat(
+                asking.instruction,
+                asking.shots,
+                asking.system,
+                instructed=not self.instructs_itself,
+            )
+            for s in samples
+        ]
         more: dict[str, Any] = {}
         shared = self._shared_rationales(samples, chats)
         if shared is not None:

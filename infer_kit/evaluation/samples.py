@@ -81,13 +81,21 @@ class Sample:
         return "\n".join(part for part in (self.question, *options, instruction) if part)
 
     def chat(
-        self, instruction: str = "", shots: Sequence[Shot] = (), system: str | None = None
+        self,
+        instruction: str = "",
+        shots: Sequence[Shot] = (),
+        system: str | None = None,
+        instructed: bool = True,
     ) -> list[dict[str, Any]]:
-        """The chat that asks it: perhaps a system turn, demonstrations, then the question."""
+        """The chat that asks it: perhaps a system turn, demonstrations, then the question.
+
+        Args:
+            instruction: after every question; `instructed=False` leaves it out of the last one.
+        """
         turns = [turn for shot in (*shots, *self.shots) for turn in shot.turns(instruction)]
         if system is not None:
             turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-        content = parts_of(self.asked(instruction), self.images)
+        content = parts_of(self.asked(instruction if instructed else ""), self.images)
         return [*turns, {"role": "user", "content": content}]
 
 

@@ -1,6 +1,6 @@
 """The texts that methods put around a user's question. All are replaceable."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from infer_kit.errors import InferKitError
 
@@ -40,6 +40,20 @@ class Prompts:
             if ("{rationale}" in text) != (name == "rationale_context"):
                 verb = "lacks" if name == "rationale_context" else "must not have"
                 raise InferKitError(f"Prompts.{name} {verb} the field {{rationale}}: {text!r}.")
+
+    def with_instruction(self, instruction: str) -> "Prompts":
+        """The same with an instruction on the form of the answer, on a line after the question.
+
+        Not in the request for a rationale: there it would ask for a rationale of that form.
+        """
+        if not instruction:
+            return self
+        question = f"{{question}}\n{instruction}"
+        return replace(
+            self,
+            image_context=self.image_context.replace("{question}", question),
+            rationale_context=self.rationale_context.replace("{question}", question),
+        )
 
     def around(self, name: str, rationale: str = "") -> tuple[str, str]:
         """What stands before and after the question in the prompt `name`.

@@ -1,6 +1,7 @@
 """Ensembles and texts in the loop: what the ensemble itself writes and scores."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import infer_kit as ik
 from infer_kit.demo import text
 from infer_kit.engine.rows import RowMaker
 from infer_kit.errors import InferKitError
-from infer_kit.evaluation.answering import PLAIN
+from infer_kit.evaluation.answering import PLAIN, answerer_for
 from infer_kit.evaluation.runner import Evaluation, prepare, run
 from infer_kit.evaluation.samples import read_samples
 from infer_kit.named_models import load_model
@@ -101,3 +102,40 @@ def test_a_template_of_ones_own_is_not_for_ensembles(
     )  # fmt: skip
     with pytest.raises(InferKitError, match="has a chat template of its own"):
         lines(evaluation, tmp_path)
+
+
+class Written:
+    """Keeps the chats that a method renders."""
+
+    def __init__(self, recipe: Any) -> None:
+        self.texts: list[str] = []
+        render = recipe.backend.render
+
+        def kept(chat: Any, request: int, answer: bool = True) -> Any:
+            self.texts.append("".join(p.get("text", "") for p in chat[-1]["content"]))
+            return render(chat, request, answer)
+
+        recipe.backend.render = kept
+
+
+@pytest.mark.parametrize("method", ["direct", "red", "cot"])
+def test_the_instruction_is_for_the_answer_and_not_for_the_rationale(
+    method: str, written: Callable[..., Path]
+) -> None:
+    data = written({"id": "1", "question": "Who hid?", "answers": ["Mia"]})
+    settings = {"rationale_generation": {"max_new_tokens": 4}} if method != "direct" else {}
+    evaluation = Evaluation(
+        "demo-text-a", "exact", data, method, settings, device="cpu", instruction="In one word.",
+        generation={"max_new_tokens": 2}, demonstrations=None,
+    )  # fmt: skip
+    prepared = prepare(evaluation)
+    loaded = load_model("demo-text-a", device="cpu")
+    answerer: Any = answerer_for(prepared.method, loaded, settings, prepared.asking)
+    kept = Written(answerer.recipe)
+    with pytest.warns(UserWarning, match="was cut") if method != "direct" else nullcontext():
+        answerer.answer(prepared.samples)
+    request = [text for text in kept.texts if "Do not answer yet" in text]
+    others = [text for text in kept.texts if text not in request]
+    assert len(request) == (method != "direct") and len(others) == (2 if method == "red" else 1)
+    assert all("In one word." not in text for text in request)
+    assert all("Who hid?\nIn one word." in text for text in others)
