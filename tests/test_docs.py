@@ -181,6 +181,32 @@ def test_commands_have_the_options_that_pages_name(page: Path) -> None:
         assert given <= options_of(found), line
 
 
+@of_pages([ROOT / "docs" / f"{name}.md" for name in ("papers", "evaluating")])
+def test_runs_of_pages_are_refused_for_their_data_alone(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their methods, tasks and options exist: all that stops them is that the file is not here."""
+    from evals.sweep import sweep
+    from infer_kit.cli import app
+
+    sweeps = typer.Typer()
+    sweeps.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+        sweep
+    )
+    monkeypatch.chdir(tmp_path)
+    tried = 0
+    for line in commands(page):
+        found = _COMMAND.match(line.strip().replace("$m", "demo"))
+        if found is None or "--data " not in found["rest"] or "--data demo" in found["rest"]:
+            continue
+        words = shlex.split(found["rest"], comments=True)
+        swept = found["script"] == "evals/sweep.py"
+        run = CliRunner().invoke(sweeps if swept else app, words if swept else ["eval", *words])
+        assert re.search(r"data file .* does not exist", str(run.exception)), line
+        tried += 1
+    assert tried > 5
+
+
 def options_of(found: re.Match[str]) -> set[str]:
     """What a command takes."""
     if found["cli"]:

@@ -21,7 +21,9 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     def plain(link: re.Match[str]) -> str:
         path = os.path.normpath(os.path.join("docs", folder, link["path"]))
         text = link["text"]
-        return text if os.path.basename(path) in text else f"{text} (`{path}`)"
+        if os.path.basename(path) in text:
+            return text
+        return f"{text}: `{path}`" if link.string[link.start() - 1] == "(" else f"{text} (`{path}`)"
 
     pieces, end = [], 0
     for fence in _FENCE.finditer(markdown):
