@@ -27,7 +27,11 @@ class NamedModel:
 
 
 def load_model(
-    name: str, backend: str = "transformers", device: str | None = None, **arguments: Any
+    name: str,
+    backend: str = "transformers",
+    device: str | None = None,
+    processor_arguments: Mapping[str, Any] | None = None,
+    **arguments: Any,
 ) -> NamedModel:
     """Load a model and its processor.
 
@@ -36,14 +40,15 @@ def load_model(
             name on the hub.
         backend: "transformers" or "vllm".
         device: of transformers: "cpu", "cuda", "cuda:1", …; None takes a GPU where there is one.
-        arguments: of `from_pretrained`, or of vLLM's engine.
+        processor_arguments: of the processor's `from_pretrained`: `{"do_pan_and_scan": True}`.
+        arguments: of the model's `from_pretrained`, or of vLLM's engine.
 
     Raises:
         InferKitError: there is no such model; or vLLM is not installed.
     """
     where = folder_of(name)
     if backend == "vllm":
-        return _on_vllm(name, where, arguments)
+        return _on_vllm(name, where, arguments, processor_arguments or {})
     if backend != "transformers":
         raise InferKitError(f"Unknown backend {backend!r}: use transformers or vllm.")
     import torch
@@ -61,7 +66,8 @@ def load_model(
         model = kind.from_pretrained(where, **arguments).to(chosen).eval()
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise InferKitError(f"The model {name!r} cannot be loaded: {_first(error)}") from error
-    return NamedModel(model, _processor_of(where, pictures), _prompts_of(name, where))
+    processor = _processor_of(where, pictures, processor_arguments or {})
+    return NamedModel(model, processor, _prompts_of(name, where))
 
 
 def folder_of(name: str) -> str:
@@ -71,7 +77,9 @@ def folder_of(name: str) -> str:
     return name
 
 
-def _on_vllm(name: str, where: str, arguments: Mapping[str, Any]) -> NamedModel:
+def _on_vllm(
+    name: str, where: str, arguments: Mapping[str, Any], of_processor: Mapping[str, Any]
+) -> NamedModel:
     import transformers
 
     from infer_kit.vllm import CoupledLLM
@@ -79,7 +87,8 @@ def _on_vllm(name: str, where: str, arguments: Mapping[str, Any]) -> NamedModel:
     config = _config_of(name, where)
     pictures = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     model = CoupledLLM(where, **arguments)
-    return NamedModel(model, _processor_of(where, pictures), _prompts_of(name, where))
+    processor = _processor_of(where, pictures, of_processor)
+    return NamedModel(model, processor, _prompts_of(name, where))
 
 
 def _config_of(name: str, where: str) -> Any:
@@ -94,10 +103,17 @@ def _config_of(name: str, where: str) -> Any:
         ) from error
 
 
-def _processor_of(where: str, pictures: bool) -> Any:
+def _processor_of(where: str, pictures: bool, arguments: Mapping[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
-    return load_processor(where) if pictures else AutoTokenizer.from_pretrained(where)
+    load = load_processor if pictures else AutoTokenizer.from_pretrained
+    plain = load(where)
+    # transformers keeps what it does not know, and nothing comes of it
+    parts = [plain, *(getattr(plain, name, None) for name in ("image_processor", "tokenizer"))]
+    for name in arguments:
+        if not any(hasattr(part, name) for part in parts):
+            raise InferKitError(f"The processor of {where!r} has no setting {name!r}.")
+    return load(where, **arguments) if arguments else plain
 
 
 def _prompts_of(name: str, where: str) -> Prompts | None:

@@ -10,8 +10,8 @@ from infer_kit.errors import InferKitError
 TORCHVISION_FIX = "pip uninstall -y torchvision torchaudio torchcodec"
 
 
-def load_processor(name: str | Path) -> Any:
-    """`AutoProcessor.from_pretrained`.
+def load_processor(name: str | Path, **arguments: Any) -> Any:
+    """`AutoProcessor.from_pretrained`, with its arguments.
 
     Raises:
         InferKitError: it failed, and a torchvision that does not fit torch is why.
@@ -19,7 +19,7 @@ def load_processor(name: str | Path) -> Any:
     from transformers import AutoProcessor
 
     try:
-        return AutoProcessor.from_pretrained(name)
+        return AutoProcessor.from_pretrained(name, **arguments)
     except Exception as error:
         problem = torchvision_problem()
         if problem is None:

@@ -40,3 +40,11 @@ def test_what_is_no_model_or_backend_is_named(tmp_path: Path) -> None:
         load_model("demo", backend="tpu")
     with pytest.raises(InferKitError, match="No model at '.*': "):
         load_model(str(tmp_path))
+
+
+def test_settings_of_the_processor_reach_it() -> None:
+    loaded = load_model("demo", device="cpu", processor_arguments={"do_normalize": False})
+    assert loaded.processor.image_processor.do_normalize is False
+    assert load_model("demo", device="cpu").processor.image_processor.do_normalize is True
+    with pytest.raises(InferKitError, match="The processor of .* has no setting 'do_normalise'"):
+        load_model("demo", device="cpu", processor_arguments={"do_normalise": False})

@@ -37,6 +37,10 @@ def evaluate(
         list[str] | None,
         typer.Option(help="key=value of from_pretrained, or of vLLM's engine; repeatable."),
     ] = None,
+    processor_arg: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value of the processor (do_pan_and_scan=true); repeatable."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ….")] = None,
     tensor_parallel_size: Annotated[int, typer.Option(help="GPUs an engine of vLLM's takes.")] = 1,
     limit: Annotated[int | None, typer.Option(help="The first so many samples.")] = None,
@@ -110,6 +114,7 @@ def evaluation_of(given: Mapping[str, Any]) -> "Evaluation":
         data=data,
         options=method_options(given["method"], given["weight"], given["set_"] or []),
         model_arguments=arguments,
+        processor_arguments=parse_options(given["processor_arg"] or [], "--processor-arg"),
         generation=generation,
         batch_size=_size(given["batch_size"]),
     )

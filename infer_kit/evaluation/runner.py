@@ -39,7 +39,8 @@ class Evaluation:
     """What is to be run.
 
     Attributes:
-        model: see `load_model`. backend, model_arguments, device: its arguments.
+        model: see `load_model`. backend, model_arguments, processor_arguments, device: its
+            arguments.
         task: of `TASKS`. data: a file of samples.
         method: of `METHODS`. options: its arguments.
         limit: the first so many samples, or None.
@@ -60,6 +61,7 @@ class Evaluation:
     options: Mapping[str, Any] = field(default_factory=dict)
     backend: str = "transformers"
     model_arguments: Mapping[str, Any] = field(default_factory=dict)
+    processor_arguments: Mapping[str, Any] = field(default_factory=dict)
     device: str | None = None
     limit: int | None = None
     demonstrations: Path | None = None
@@ -152,6 +154,7 @@ def prepare(evaluation: Evaluation) -> Prepared:
         "model": model_identity(e.model),
         "backend": e.backend,
         "model_arguments": dict(e.model_arguments),
+        "processor_arguments": dict(e.processor_arguments),
         "task": task.name,
         "data": data_identity(e.data, samples),
         "limit": e.limit,
@@ -380,5 +383,9 @@ def load(evaluation: Evaluation) -> NamedModel:
         if torch.cuda.is_available():
             device = f"cuda:{int(local) % torch.cuda.device_count()}"
     return load_model(
-        evaluation.model, evaluation.backend, device, **dict(evaluation.model_arguments)
+        evaluation.model,
+        evaluation.backend,
+        device,
+        evaluation.processor_arguments,
+        **evaluation.model_arguments,
     )

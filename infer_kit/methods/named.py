@@ -5,11 +5,13 @@ import importlib
 import inspect
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infer_kit.errors import InferKitError
 from infer_kit.methods.prompts import Prompts
-from infer_kit.methods.recipe import Recipe
+
+if TYPE_CHECKING:
+    from infer_kit.methods.recipe import Recipe
 
 CLASSES = {
     "direct": "infer_kit.methods.baselines:Direct",
@@ -36,7 +38,7 @@ def build(
     options: Mapping[str, Any] | None = None,
     prompts: Prompts | None = None,
     trace: bool | int = True,
-) -> Recipe:
+) -> "Recipe":
     """A method with its options.
 
     Args:

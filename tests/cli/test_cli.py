@@ -26,9 +26,10 @@ OPTIONS = {
     },
     "eval": {
         "--model", "--data", "--task", "--method", "--weight", "--set", "--backend", "--model-arg",
-        "--device", "--tensor-parallel-size", "--limit", "--demonstrations", "--shots",
-        "--shot-seed", "--instruction", "--system", "--chat-template", "--max-new-tokens",
-        "--generate", "--batch-size", "--seed", "--trace", "--max-errors", "--out", "--json",
+        "--processor-arg", "--device", "--tensor-parallel-size", "--limit", "--demonstrations",
+        "--shots", "--shot-seed", "--instruction", "--system", "--chat-template",
+        "--max-new-tokens", "--generate", "--batch-size", "--seed", "--trace", "--max-errors",
+        "--out", "--json",
     },
     "compare": {"--show", "--resamples", "--seed", "--json"},
     "serve": set(),
