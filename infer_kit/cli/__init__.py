@@ -74,7 +74,13 @@ def main() -> None:
 
 
 def run_app(command: typer.Typer) -> None:
-    """Run a command; an `InferKitError` is shown without traceback, exit code 2."""
+    """Run a command; an `InferKitError` is shown without traceback, exit code 2.
+
+    `--debug`, anywhere in it, shows the traceback.
+    """
+    if "--debug" in sys.argv:
+        sys.argv.remove("--debug")
+        os.environ["INFER_KIT_DEBUG"] = "1"
     try:
         command()
     except InferKitError as error:

@@ -144,8 +144,13 @@ def test_user_errors_are_said_without_traceback(
     assert "Traceback" not in shown
 
 
-def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "arguments", [("--debug", "demo", "--questions", "3"), ("demo", "--questions", "3", "--debug")]
+)
+def test_debug_shows_the_traceback(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("INFER_KIT_DEBUG", "")  # restored afterwards
-    monkeypatch.setattr(sys, "argv", ["infer-kit", "--debug", "demo", "--questions", "3"])
+    monkeypatch.setattr(sys, "argv", ["infer-kit", *arguments])
     with pytest.raises(InferKitError, match="--questions must be an even number"):
         cli.main()
