@@ -57,4 +57,4 @@ assert_order_law(model, rows, weights=[1.5, -0.5])
 answers = [record.answer for record in records]
 sweep = method.sweep(chats, answers, weights=[0, 0.5, 1], max_new_tokens=4, progress=False)
 print("right by alpha:", dict(zip(sweep.weights, sweep.accuracy.round(2).tolist(), strict=True)))
-print("page:", len(explain(method, chats[0], max_new_tokens=4).html()) // 1000, "kB")
+print("page of:", explain(method, chats[0], max_new_tokens=4).text)  # .save("page.html")

@@ -22,7 +22,7 @@ PROMISES = {
     "portable_reward_digits": ("gain on its own base:", "CNN with the MLP's reward", "loss by β"),
     "evaluate_and_compare": ("direct  accuracy/walk", "difference +", "again: nothing was left"),
     "sweep_the_weight": ("RED: accuracy over 60 requests", "best: ", "among 5 colours: ["),
-    "your_own_method": ("('image', 'black')", "right by alpha:", "page:"),
+    "your_own_method": ("('image', 'black')", "right by alpha:", "page of:"),
     "your_own_group": ("engine: ('fused',)", "log π(red)", "by certainty:"),
 }
 
