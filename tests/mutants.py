@@ -26,6 +26,7 @@ from tests.faults import MUTANTS as ENGINE_MUTANTS
 from tests.faults import Mutant
 from tests.faults_of_evaluation import EVALUATION_MUTANTS
 from tests.faults_of_explanation import EXPLANATION_MUTANTS
+from tests.faults_of_harness import HARNESS_MUTANTS
 from tests.faults_of_methods import METHOD_MUTANTS
 from tests.faults_of_rewards import REWARD_MUTANTS
 from tests.faults_of_vllm import VLLM_MUTANTS
@@ -40,6 +41,7 @@ MUTANTS = (
     *VLLM_MUTANTS,
     *EVALUATION_MUTANTS,
     *EXPLANATION_MUTANTS,
+    *HARNESS_MUTANTS,
 )
 
 
