@@ -5,10 +5,13 @@ python evals/run.py --model demo --data data/scenes/test.jsonl --task exact --me
 torchrun --nproc_per_node 2 evals/run.py --model demo --data data/scenes/test.jsonl --task exact
 """
 
-import sys
+import typer
 
-from infer_kit.cli import main
+from infer_kit.cli import EVAL_EXAMPLE, run_app
+from infer_kit.cli.eval import evaluate
 
 if __name__ == "__main__":
-    sys.argv.insert(1, "eval")
-    main()
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    example = EVAL_EXAMPLE.replace("infer-kit eval", "python evals/run.py")
+    app.command(epilog=f"Example: {example}")(evaluate)
+    run_app(app)

@@ -31,7 +31,10 @@ def sweep(
         typer.Option(help="name=v1,v2,… of the methods that have the option; repeatable."),
     ] = None,
 ) -> None:
-    """Run every combination, then show one table. What is there already is not run again."""
+    """Run every combination, then show one table. What is there already is not run again.
+
+    All other options (--model, --data, --task, …) are those of evals/run.py; see its --help.
+    """
     from rich.console import Console
 
     from infer_kit.cli.eval import evaluation_of, quiet

@@ -70,6 +70,11 @@ def load_model(
     return NamedModel(model, processor, _prompts_of(name, where))
 
 
+def load_beside(model: Any, name: str) -> NamedModel:
+    """Another model on the device and in the dtype of a loaded one; see `load_model`."""
+    return load_model(name, device=str(model.device), dtype=model.dtype)
+
+
 def folder_of(name: str) -> str:
     """The folder of a bundled model, unless a folder of that name is there; else the name."""
     if not Path(name).is_dir() and name in BUNDLED:

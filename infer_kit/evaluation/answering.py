@@ -20,7 +20,7 @@ from infer_kit.methods.named import (
 from infer_kit.methods.parallel_icl import ParallelICL
 from infer_kit.methods.prompts import KINDS, Prompts
 from infer_kit.methods.recipe import Recipe
-from infer_kit.named_models import NamedModel, load_model
+from infer_kit.named_models import NamedModel, load_beside
 
 PLAIN = (
     "{% for m in messages %}{% if m.role == 'assistant' %} {% endif %}"
@@ -77,6 +77,10 @@ class Answerer(Protocol):
     def answer(self, samples: Sequence[Sample]) -> list[Answer]:
         """An answer for each."""
         ...
+
+
+class Scorer(Protocol):
+    """Scores texts, a batch at a time."""
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
         """The log-probability of each one's passage."""
@@ -182,6 +186,15 @@ def answerer_for(
     return _OfChats(recipe, loaded, asking, rationales)
 
 
+def scorer_for(
+    method: str, loaded: NamedModel, options: Mapping[str, Any], asking: Asking
+) -> Scorer:
+    """What scores with a method of `SCORING`; of `direct`, the model over bytes."""
+    if method == "direct":
+        method, options = "reduced", {}
+    return _OverSymbols(method, loaded, options, asking)
+
+
 def _prompts(
     method: str, loaded: NamedModel, options: Mapping[str, Any], instruction: str
 ) -> tuple[Prompts | None, Mapping[str, Any]]:
@@ -255,10 +268,6 @@ class _OfChats:
         known |= {s.id: (text, seconds) for s, text in zip(samples, texts, strict=True)}
         return [(text, 0.0) for text in texts]  # their time is in this call's
 
-    def score(self, samples: Sequence[Sample]) -> list[Score]:
-        """Of `direct`, the model over bytes."""
-        return _scores_by(_ensemble("reduced", self.loaded, {}), samples)
-
 
 class _OfDemonstrations:
     """Parallel-ICL: fitted once, or for each sample that has demonstrations of its own."""
@@ -280,9 +289,6 @@ class _OfDemonstrations:
             self.recipe.fit([shot.turns(asking.instruction) for shot in sample.shots])
             groups.append(self.recipe.group(_alone(sample).chat(asking.instruction)))
         return _answers(self.recipe.run(groups, **asking.generation))
-
-    def score(self, samples: Sequence[Sample]) -> list[Score]:
-        raise NotImplementedError  # `prepare` refuses it
 
 
 class _OverSymbols:
@@ -320,7 +326,7 @@ def _ensemble(method: str, loaded: NamedModel, options: Mapping[str, Any]) -> An
     given = dict(options)
     if method == "reduced":
         return ReducedLM(loaded.model, loaded.processor, **given)
-    others = [load_model(name) for name in str(given.pop("others")).split("+")]
+    others = [load_beside(loaded.model, name) for name in str(given.pop("others")).split("+")]
     members = [(m.model, m.processor) for m in (loaded, *others)]
     return Ensemble(members, **given)
 

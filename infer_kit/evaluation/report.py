@@ -19,7 +19,19 @@ from infer_kit.evaluation.run_folder import RESULTS, folders_of
 if TYPE_CHECKING:
     from rich.table import Table
 
-_FIELDS = ("model", "data", "method", "metric", "value", "stderr", "n", "errors", "seconds", "run")
+_FIELDS = (
+    "model",
+    "data",
+    "limit",
+    "method",
+    "metric",
+    "value",
+    "stderr",
+    "n",
+    "errors",
+    "seconds",
+    "run",
+)
 
 
 def finished_runs(paths: Sequence[str | Path]) -> tuple[list[FinishedRun], list[Path]]:
@@ -42,6 +54,7 @@ def rows_of(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
         return {
             "model": run.results["paths"]["model"],
             "data": run.results["paths"]["data"],
+            "limit": run.results["config"]["limit"],
             "method": run.setting,
             "metric": name,
             "value": value,
@@ -64,9 +77,10 @@ def tables_of(rows: Sequence[dict[str, Any]]) -> list["Table"]:
 
     tables: dict[tuple[str, ...], Table] = {}
     for row in rows:
-        key = (row["model"], row["data"], row["metric"])
+        limited = "" if row["limit"] is None else f", the first {row['limit']:,}"
+        key = (row["model"], row["data"], row["metric"], limited)
         if key not in tables:
-            title = Text(f"{row['model']} on {row['data']}")
+            title = Text(f"{row['model']} on {row['data']}{limited}")
             tables[key] = Table("method", row["metric"], "s.e.", "n", "s/sample", title=title)
         tables[key].add_row(
             Text(row["method"]),

@@ -14,13 +14,13 @@ from infer_kit.errors import InferKitError
 from infer_kit.evaluation.answering import (
     SCORING,
     Answer,
-    Answerer,
     Asking,
     Rationales,
     Score,
     answerer_for,
     check_method,
     check_samples,
+    scorer_for,
 )
 from infer_kit.evaluation.batches import plan
 from infer_kit.evaluation.few_shot import shots_from
@@ -31,6 +31,7 @@ from infer_kit.evaluation.tasks import Task, task_named
 from infer_kit.evaluation.versions import data_identity, model_identity, surroundings, versions
 from infer_kit.named_models import NamedModel, load_model
 
+Answered = Callable[[Sequence[Sample]], Sequence[Answer | Score]]
 _FEW, _MANY = 8, 1000  # samples of a batch, on transformers and on vLLM
 
 
@@ -217,11 +218,13 @@ def run(
     if left:
         evaluation = prepared.evaluation
         model = load(evaluation) if loaded is None else loaded()
-        answerer = answerer_for(
-            prepared.method, model, evaluation.options, prepared.asking, rationales
-        )
+        ask = (prepared.method, model, evaluation.options, prepared.asking)
+        if prepared.task.is_scored:
+            answered: Answered = scorer_for(*ask).score
+        else:
+            answered = answerer_for(*ask, rationales).answer
         with folder.writer(rank) as writer:
-            _Loop(prepared, answerer, writer, done).run(left, sum(map(len, batches)), rank)
+            _Loop(prepared, answered, writer, done).run(left, sum(map(len, batches)), rank)
     return folder, finished(prepared, folder)
 
 
@@ -248,9 +251,9 @@ class _Loop:
     """Answers batches and writes their lines."""
 
     def __init__(
-        self, prepared: Prepared, answerer: Answerer, writer: ShardWriter, done: set[str]
+        self, prepared: Prepared, answered: Answered, writer: ShardWriter, done: set[str]
     ) -> None:
-        self.prepared, self.answerer, self.writer, self.done = prepared, answerer, writer, done
+        self.prepared, self.answered, self.writer, self.done = prepared, answered, writer, done
         self.errors = 0
 
     def run(self, batches: Sequence[Sequence[int]], total: int, rank: int) -> None:
@@ -283,14 +286,12 @@ class _Loop:
         lines = zip(samples, answered, strict=True)
         return [self._line(sample, each, seconds) for sample, each in lines]
 
-    def _answered(self, samples: Sequence[Sample]) -> list[Answer | Score]:
+    def _answered(self, samples: Sequence[Sample]) -> Sequence[Answer | Score]:
         import torch
 
         # The batch's own seed: the same whoever answers it, and after whatever.
         torch.manual_seed(hash_of(f"{self.prepared.evaluation.seed} {samples[0].id}"))
-        if self.prepared.task.is_scored:
-            return [*self.answerer.score(samples)]
-        return [*self.answerer.answer(samples)]
+        return self.answered(samples)
 
     def _failed(self, sample: Sample, error: Exception) -> Line:
         self.errors += 1

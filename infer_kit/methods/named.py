@@ -45,7 +45,7 @@ def build(
         name: one of `CLASSES`.
         model, processor: see `infer_kit.named_models.load_model`.
         options: the constructor's arguments by name; texts as `option_value` reads them.
-            Models (`amateur`, `tuned`, `untuned`) may be what `load_model` takes.
+            Models (`amateur`, `tuned`, `untuned`) may be names, see `load_beside`.
         prompts: of rationales, for the methods that write some.
         trace: see `Recipe`.
 
@@ -59,9 +59,9 @@ def build(
         given = {"prompts": prompts, **given}
     for key in _MODELS.get(canonical(name), ()):
         if isinstance(given.get(key), str):
-            from infer_kit.named_models import load_model
+            from infer_kit.named_models import load_beside
 
-            other = load_model(given[key])
+            other = load_beside(model, given[key])
             given |= {key: other.model, f"{key}_processor": other.processor}
     first = next(iter(parameters))  # the model, whatever it is called
     missing = [n for n in _MODELS.get(canonical(name), ()) if n not in given]
