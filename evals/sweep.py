@@ -40,18 +40,20 @@ def sweep(
     from infer_kit.cli.eval import evaluation_of, quiet
     from infer_kit.evaluation.answering import Rationales
     from infer_kit.evaluation.figures import FinishedRun
+    from infer_kit.evaluation.preparation import prepare
     from infer_kit.evaluation.report import rows_of, tables_of
-    from infer_kit.evaluation.runner import load, prepare, run
+    from infer_kit.evaluation.runner import load, run
+    from infer_kit.methods.named import parse_options
 
     quiet()
     given = _options_of_eval(context.args)
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    settings = [(n, o) for n in names for o in _settings(n, weights, grid or [])]
-    if not settings:
+    if not names:
         raise InferKitError("--methods names no method.")
+    fixed = parse_options(given["set_"] or [])
+    settings = [(n, o) for n in names for o in _settings(n, weights, grid or [], fixed)]
     _refuse_unused(settings, weights, grid or [])
-    base = evaluation_of({**given, "method": names[0], "weight": None, "set_": None})
-    fixed = evaluation_of({**given, "method": names[0], "weight": None}).options
+    base = evaluation_of({**given, "method": "direct", "weight": None, "set_": None})
     # All are checked before the model is loaded.
     prepared = [
         prepare(replace(base, method=name, options={**fixed, **options}))
@@ -70,33 +72,37 @@ def sweep(
 
 def _options_of_eval(arguments: list[str]) -> Mapping[str, Any]:
     """The options of `infer-kit eval`, read as it reads them."""
+    for name in ("method", "weight"):
+        if any(word.split("=")[0] == f"--{name}" for word in arguments):
+            raise InferKitError(f"A sweep takes --{name}s, not --{name}.")
     commands: Any = typer.main.get_command(cli)
     given: Mapping[str, Any] = commands.commands["eval"].make_context("sweep.py", arguments).params
     return given
 
 
-def _settings(name: str, weights: str | None, grid: list[str]) -> Iterator[dict[str, Any]]:
+def _settings(
+    name: str, weights: str | None, grid: list[str], fixed: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
     """The combinations of options of one method; one without any where none is its own."""
-    from infer_kit.evaluation.answering import check_method
-    from infer_kit.methods.named import CLASSES, class_of, option_value
+    from infer_kit.evaluation.answering import METHODS, known_options
+    from infer_kit.methods.named import CLASSES, class_of, did_you_mean, option_value
 
-    axes: dict[str, list[Any]] = {}
     plain = name.lower().replace("-", "_")
+    if plain not in METHODS:
+        raise InferKitError(f"Unknown method {name!r}.{did_you_mean(plain, METHODS)}")
+    axes: dict[str, list[Any]] = {}
     knob = getattr(class_of(plain), "knob", None) if plain in CLASSES else None
-    if weights is not None and knob is not None:
-        axes[knob] = [option_value(value) for value in weights.split(",")]
-    for axis in grid:
+    swept = [f"{knob}={weights}"] if weights is not None and knob is not None else []
+    for axis in (*swept, *grid):
         key, equals, values = axis.partition("=")
         if not equals or not values:
             raise InferKitError(f"--grid takes name=v1,v2,…, got {axis!r}.")
-        try:
-            check_method(name, {key: None, "others": "-"} if plain == "ensemble" else {key: None})
-        except InferKitError as error:
-            if "no option" not in str(error):
-                raise
+        if key not in known_options(plain):
             continue
-        axes[key] = [option_value(value) for value in values.split(",")]
-    check_method(name, {"others": "-"} if plain == "ensemble" else {})
+        if key in axes or key in fixed:
+            raise InferKitError(f"{key!r} of {name} is given twice: by --weights, --grid or --set.")
+        several = [option_value(value) for value in values.split(",")]
+        axes[key] = [v for n, v in enumerate(several) if v not in several[:n]]
     for chosen in itertools.product(*axes.values()):
         yield dict(zip(axes, chosen, strict=True))
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from infer_kit.demo.samples import written
 from infer_kit.evaluation.comparison import compare
-from infer_kit.evaluation.runner import Evaluation, prepare, run
+from infer_kit.evaluation.preparation import Evaluation, prepare
+from infer_kit.evaluation.runner import run
 
 runs = Path(tempfile.mkdtemp())
 data = written("demo", runs / "data")  # or a JSONL file of your own

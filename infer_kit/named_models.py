@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infer_kit.backends import is_vllm
 from infer_kit.errors import InferKitError
 from infer_kit.methods.prompts import Prompts
 from infer_kit.processors import load_processor
 from infer_kit.vocab.sources import BUNDLED
+
+_ORIGIN = ("revision", "trust_remote_code")  # arguments of config, processor and weights alike
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,9 @@ def load_model(
     import torch
     import transformers
 
-    config = _config_of(name, where)
+    # the same code and revision for the config, the processor and the weights
+    origin = {k: v for k, v in arguments.items() if k in _ORIGIN}
+    config = config_of(name, where, **origin)
     pictures = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     kind = (
         transformers.AutoModelForImageTextToText if pictures else transformers.AutoModelForCausalLM
@@ -64,14 +69,25 @@ def load_model(
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model = kind.from_pretrained(where, **arguments).to(chosen).eval()
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise InferKitError(f"The model {name!r} cannot be loaded: {_first(error)}") from error
-    processor = _processor_of(where, pictures, processor_arguments or {})
+    except (OSError, ValueError, TypeError, RuntimeError, AssertionError) as error:
+        raise InferKitError(
+            f"The model {name!r} cannot be loaded on {chosen!r}: {_first(error)}"
+        ) from error
+    processor = _processor_of(where, pictures, processor_arguments or {}, origin)
     return NamedModel(model, processor, _prompts_of(name, where))
 
 
 def load_beside(model: Any, name: str) -> NamedModel:
-    """Another model on the device and in the dtype of a loaded one; see `load_model`."""
+    """Another model on the device and in the dtype of a loaded one; see `load_model`.
+
+    Raises:
+        InferKitError: there is none; or the loaded one is an engine of vLLM's.
+    """
+    if is_vllm(model):
+        raise InferKitError(
+            f"{name!r} cannot be loaded beside an engine of vLLM's.",
+            hint="Several models are members of one composite there: docs/vllm.md.",
+        )
     return load_model(name, device=str(model.device), dtype=model.dtype)
 
 
@@ -89,18 +105,27 @@ def _on_vllm(
 
     from infer_kit.vllm import CoupledLLM
 
-    config = _config_of(name, where)
+    origin = {k: v for k, v in arguments.items() if k in _ORIGIN}
+    config = config_of(name, where, **origin)
     pictures = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     model = CoupledLLM(where, **arguments)
-    processor = _processor_of(where, pictures, of_processor)
+    processor = _processor_of(where, pictures, of_processor, origin)
     return NamedModel(model, processor, _prompts_of(name, where))
 
 
-def _config_of(name: str, where: str) -> Any:
+def config_of(name: str, where: str, **origin: Any) -> Any:
+    """The config of a model.
+
+    Args:
+        name: for messages. where: see `folder_of`. origin: `revision`, `trust_remote_code`.
+
+    Raises:
+        InferKitError: there is no such model.
+    """
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(where)
+        return AutoConfig.from_pretrained(where, **origin)
     except (OSError, ValueError) as error:
         raise InferKitError(
             f"No model at {name!r}: {_first(error)}",
@@ -108,17 +133,19 @@ def _config_of(name: str, where: str) -> Any:
         ) from error
 
 
-def _processor_of(where: str, pictures: bool, arguments: Mapping[str, Any]) -> Any:
+def _processor_of(
+    where: str, pictures: bool, arguments: Mapping[str, Any], origin: Mapping[str, Any]
+) -> Any:
     from transformers import AutoTokenizer
 
     load = load_processor if pictures else AutoTokenizer.from_pretrained
-    plain = load(where)
+    plain = load(where, **origin)
     # transformers keeps what it does not know, and nothing comes of it
     parts = [plain, *(getattr(plain, name, None) for name in ("image_processor", "tokenizer"))]
     for name in arguments:
         if not any(hasattr(part, name) for part in parts):
             raise InferKitError(f"The processor of {where!r} has no setting {name!r}.")
-    return load(where, **arguments) if arguments else plain
+    return load(where, **origin, **arguments) if arguments else plain
 
 
 def _prompts_of(name: str, where: str) -> Prompts | None:

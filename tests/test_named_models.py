@@ -31,7 +31,7 @@ def test_a_folder_is_taken_before_a_bundled_name(
 
 def test_arguments_are_from_pretraineds() -> None:
     assert load_model("demo", device="cpu", dtype=torch.bfloat16).model.dtype == torch.bfloat16
-    with pytest.raises(InferKitError, match="The model 'demo' cannot be loaded: .*wrong"):
+    with pytest.raises(InferKitError, match="The model 'demo' cannot be loaded on .cpu.: .*wrong"):
         load_model("demo", device="cpu", wrong=1)
 
 

@@ -42,6 +42,12 @@ def compare(
         f"(paired bootstrap over {found.n:,} samples), p = {found.p_value:.2g}",
         soft_wrap=True,
     )
+    if found.left_out:
+        console.print(
+            f"{found.left_out:,} samples are left out: one of the runs failed on them.",
+            style="yellow",
+            soft_wrap=True,
+        )
     exact = "" if found.mcnemar is None else f"; sign test p = {found.mcnemar:.2g}"
     console.print(
         f"better on {found.wins}, worse on {found.losses}, equal on {found.ties}{exact}",

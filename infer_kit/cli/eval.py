@@ -12,7 +12,7 @@ from infer_kit.errors import InferKitError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from infer_kit.evaluation.runner import Evaluation
+    from infer_kit.evaluation.preparation import Evaluation
 
 
 def evaluate(
@@ -77,7 +77,8 @@ def evaluate(
     A run that was cut off goes on where it stopped; another configuration gets another folder.
     Several processes: torchrun --nproc_per_node 2 evals/run.py with the same options.
     """
-    from infer_kit.evaluation.runner import prepare, run
+    from infer_kit.evaluation.preparation import prepare
+    from infer_kit.evaluation.runner import run
 
     quiet()
     prepared = prepare(evaluation_of(context.params))
@@ -92,7 +93,7 @@ def evaluation_of(given: Mapping[str, Any]) -> "Evaluation":
         InferKitError: options contradict each other or cannot be read.
     """
     from infer_kit.demo.samples import SETS, written
-    from infer_kit.evaluation.runner import Evaluation
+    from infer_kit.evaluation.preparation import Evaluation
     from infer_kit.methods.named import parse_options
 
     generation = parse_options(given["generate"] or [], "--generate")

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from infer_kit.errors import InferKitError
 
 if TYPE_CHECKING:
@@ -24,8 +26,13 @@ def written(name: str, folder: Path) -> Path:
         InferKitError: it cannot be written.
     """
     out = folder / SETS[name] / "test.jsonl"
-    if not out.is_file():
-        (write_scenes if name == "demo" else write_bindings)(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(out.with_name(".writing.lock")):  # of several processes one writes
+            if not out.is_file():
+                (write_scenes if name == "demo" else write_bindings)(out)
+    except OSError as error:
+        raise InferKitError(f"{out} cannot be written: {error.strerror}.") from error
     return out
 
 

@@ -5,17 +5,20 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from infer_kit.errors import InferKitError
 from infer_kit.evaluation.samples import Sample, Shot
 from infer_kit.methods.named import (
     CLASSES,
+    MODELS,
     build,
     canonical,
     checked_options,
     class_of,
     did_you_mean,
+    options_of,
 )
 from infer_kit.methods.parallel_icl import ParallelICL
 from infer_kit.methods.prompts import KINDS, Prompts
@@ -109,7 +112,7 @@ def check_method(name: str, options: Mapping[str, Any]) -> str:
     """The method's name as `METHODS` spells it; raises for it, and for options it has not."""
     plain = name.lower().replace("-", "_")
     if plain in ENSEMBLES:
-        known = _ensemble_options(plain)
+        known = known_options(plain)
         for key in options:
             if key not in known:
                 raise InferKitError(
@@ -119,11 +122,33 @@ def check_method(name: str, options: Mapping[str, Any]) -> str:
             raise InferKitError(
                 "An ensemble needs other models.", hint="Give --set others=B, or others=B+C."
             )
+        _check_folders(plain, options)
         return plain
     if plain not in METHODS:
         raise InferKitError(f"Unknown method {name!r}.{did_you_mean(plain, METHODS)}")
     checked_options(plain, options)
+    _check_folders(plain, options)
     return canonical(plain)
+
+
+def _check_folders(method: str, options: Mapping[str, Any]) -> None:
+    """Raise where a reward is no folder."""
+    for name in named_models_of(method, options).get("reward", ()):
+        if not Path(name).is_dir():
+            raise InferKitError(f"There is no folder {name!r} with a reward.")
+
+
+def known_options(method: str) -> list[str]:
+    """The options of a method of `METHODS`."""
+    return _ensemble_options(method) if method in ENSEMBLES else options_of(method)
+
+
+def named_models_of(method: str, options: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Options that name further models or rewards, each a list of names."""
+    if method == "ensemble":
+        return {"others": str(options["others"]).split("+")}
+    keys = (*MODELS.get(method, ()), *(("reward",) if method == "reward" else ()))
+    return {key: [options[key]] for key in keys if isinstance(options.get(key), str)}
 
 
 def check_samples(method: str, samples: Sequence[Sample], shots: Sequence[Shot]) -> None:
@@ -179,6 +204,7 @@ def answerer_for(
         options = {**options, "chat_template": template}
     prompts, options = _prompts(method, loaded, options, asking.instruction)
     recipe = build(method, loaded.model, loaded.processor, options, prompts, trace=asking.trace)
+    recipe.backend.check(1, **asking.generation)
     if isinstance(recipe, ParallelICL):
         if asking.system is not None:
             recipe.system = asking.system

@@ -40,6 +40,7 @@ class Comparison:
         difference: second less first, with the 95 % interval `low` to `high` of the paired
             bootstrap.
         p_value: of no difference: how often the bootstrap, centred on 0, is as far off.
+        left_out: samples that one of them has no answer to.
         wins, losses, ties: samples on which the second scores more, less, or the same.
         mcnemar: exact two-sided p of wins against losses, where all scores are 0 or 1; else None.
         flips: samples that differ, largest differences first.
@@ -48,6 +49,7 @@ class Comparison:
     names: tuple[str, str]
     metric: str
     n: int
+    left_out: int
     values: tuple[float, float]
     difference: float
     low: float
@@ -100,6 +102,7 @@ def compare(
         names=(first.path.name, second.path.name),
         metric=task.main,
         n=len(ids),
+        left_out=max(result["n"] + result["errors"] for result in results) - len(ids),
         values=(float(values.sum() / weights.sum()), float(others.sum() / weights.sum())),
         difference=difference,
         low=float(low),

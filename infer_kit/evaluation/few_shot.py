@@ -2,10 +2,10 @@
 
 import hashlib
 import random
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from infer_kit.errors import InferKitError
+from infer_kit.evaluation.identity import pictures_identity
 from infer_kit.evaluation.samples import Sample, Shot
 
 _SHOWN = 5
@@ -44,16 +44,26 @@ def leaks(pool: Sequence[Sample], samples: Sequence[Sample]) -> list[Sample]:
     return [sample for sample in pool if content_key(sample) in keys]
 
 
+def check_own_shots(samples: Sequence[Sample], where: str) -> None:
+    """Raise where a sample is one of its own demonstrations.
+
+    Raises:
+        InferKitError: names the sample.
+    """
+    for sample in samples:
+        for shot in sample.shots:
+            twin = Sample(sample.id, shot.question, (shot.answer,), shot.images)
+            if content_key(twin) == content_key(sample):
+                raise InferKitError(
+                    f"{where}: sample {sample.id!r} is one of its own demonstrations: its answer "
+                    "would be in the prompt."
+                )
+
+
 def content_key(sample: Sample) -> str:
     """Equal for equal questions, up to case and space, about equal files of pictures."""
     question = " ".join(sample.asked().split()).casefold()
-    return hashlib.sha256(f"{question}\n{pictures_key(sample.images)}".encode()).hexdigest()
-
-
-def pictures_key(images: Iterable[Path]) -> str:
-    """Equal for equal files."""
-    digests = (hashlib.sha256(path.read_bytes()).hexdigest() for path in images)
-    return " ".join(digests)
+    return hashlib.sha256(f"{question}\n{pictures_identity(sample.images)}".encode()).hexdigest()
 
 
 def shot_of(sample: Sample) -> Shot:

@@ -36,22 +36,31 @@ class FinishedRun:
         options: dict[str, Any] = self.results["config"]["options"]
         return options
 
-    @property
-    def setting(self) -> str:
-        """The method with its options, for people."""
-        given = ", ".join(f"{key}={value}" for key, value in self.options.items())
-        shots = self.results["config"]["demonstrations"]
-        more = [given] if given else []
-        if shots is not None and shots[1] is not None:
-            more.append(f"{shots[1]} shots")
-        return f"{self.method} ({', '.join(more)})" if more else self.method
+    def facts(self) -> dict[str, str]:
+        """What the run was asked for beside data and method, flat, as texts."""
+        config = self.results["config"]
+        out = {key: str(value) for key, value in self.options.items()}
+        out |= {key: str(value) for key, value in config["generation"].items()}
+        for part in ("model_arguments", "processor_arguments"):
+            out |= {key: str(value) for key, value in config[part].items()}
+        for name in ("instruction", "system", "chat_template", "batch_size", "seed", "trace"):
+            out[name] = str(config[name])[:24]
+        shots = config["demonstrations"]
+        out["shots"] = "none" if shots is None else f"{shots[1] or 'all'} of {shots[0][:6]}"
+        out |= {key: self.named(key) for key in self.options if key in out}
+        return out
+
+    def named(self, option: str) -> str:
+        """An option's value; of models the names that were given."""
+        return str(self.results["paths"]["options"].get(option, self.options[option]))
 
     @property
     def main(self) -> tuple[str, float, float]:
         """Name, value and standard error of the task's main figure."""
         name = next(iter(self.results["metrics"]))
         figure = self.results["metrics"][name]
-        return name, figure["value"], figure["stderr"] or 0.0
+        value = float("nan") if figure["value"] is None else figure["value"]
+        return name, value, figure["stderr"] or 0.0
 
     @property
     def group(self) -> tuple[str, ...]:
@@ -60,22 +69,43 @@ class FinishedRun:
         return tuple(str(config[k]) for k in ("model", "data", "task", "limit", "backend"))
 
 
+def labels_of(runs: Sequence[FinishedRun], but: str | None = None) -> list[str]:
+    """What to call each of some runs: its method, its options, and in what else they differ.
+
+    Args:
+        but: an option that is not told, since it is an axis.
+    """
+    tables = [run.facts() for run in runs]
+    differing = {
+        key
+        for table in tables
+        for key, value in table.items()
+        if any(other.get(key, value) != value for other in tables)
+    }
+    labels = []
+    for run, table in zip(runs, tables, strict=True):
+        told = [k for k in table if k != but and (k in run.options or k in differing)]
+        inner = ", ".join(f"{key}={table[key]}" for key in told)
+        labels.append(f"{run.method} ({inner})" if inner else run.method)
+    return labels
+
+
 def against_option(
     runs: Sequence[FinishedRun], option: str, path: Path, baseline: FinishedRun | None
 ) -> Path:
-    """The main figure against the value of an option, a line a method, with standard errors."""
+    """The main figure against the value of an option, a line a setting, with standard errors."""
     figure, axes = _canvas()
-    for method in dict.fromkeys(run.method for run in runs):
-        own = sorted(
-            (run for run in runs if run.method == method), key=lambda r: float(r.options[option])
-        )
+    labels = labels_of(runs, but=option)
+    for label in dict.fromkeys(labels):
+        own = [run for run, called in zip(runs, labels, strict=True) if called == label]
+        own.sort(key=lambda run: float(run.options[option]))
         x = [float(run.options[option]) for run in own]
         mains = [run.main for run in own]
         axes.errorbar(
-            x, [m[1] for m in mains], [m[2] for m in mains], marker="o", capsize=3, label=method
+            x, [m[1] for m in mains], [m[2] for m in mains], marker="o", capsize=3, label=label
         )
     if baseline is not None:
-        axes.axhline(baseline.main[1], color="grey", ls="--", lw=1, label=baseline.setting)
+        axes.axhline(baseline.main[1], color="grey", ls="--", lw=1, label=baseline.method)
     axes.set_xlabel(option)
     axes.set_ylabel(f"{runs[0].main[0]} ({runs[0].results['n']:,} samples)")
     axes.legend(fontsize="small")
@@ -85,7 +115,12 @@ def against_option(
 def speed_against_chunks(runs: Sequence[FinishedRun], path: Path) -> Path:
     """Seconds a sample and the main figure of Parallel-ICL against its number of chunks."""
     figure, axes = _canvas()
-    own = sorted(runs, key=lambda run: int(run.options["chunks"]))
+    first = labels_of(runs, but="chunks")[0]  # of several settings the first
+    own = [
+        r for r, label in zip(runs, labels_of(runs, but="chunks"), strict=True) if label == first
+    ]
+    own.sort(key=lambda run: int(run.options["chunks"]))
+    axes.set_title(first, fontsize="small")
     x = [int(run.options["chunks"]) for run in own]
     axes.plot(x, [r.results["seconds"] / r.results["n"] for r in own], marker="o", color="tab:blue")
     axes.set_xlabel("chunks")
@@ -104,10 +139,11 @@ def speed_against_chunks(runs: Sequence[FinishedRun], path: Path) -> Path:
 def agreement_of(runs: Sequence[FinishedRun], path: Path) -> Path:
     """The share of equal answers of every two runs."""
     runs = runs[:_MOST_AGREEING]
-    table = np.array([[agreement(a.folder, b.folder) or np.nan for b in runs] for a in runs])
+    shares = [[agreement(a.folder, b.folder) for b in runs] for a in runs]
+    table = np.array(shares, dtype=float)  # None, of runs without a common sample, is NaN
     figure, axes = _canvas(1.2 + 0.55 * len(runs), 0.8 + 0.5 * len(runs))
     shown = axes.imshow(table, vmin=0, vmax=1, cmap="viridis")
-    names = [run.setting for run in runs]
+    names = labels_of(runs)
     axes.set_xticks(range(len(runs)), names, rotation=45, ha="right", fontsize="x-small")
     axes.set_yticks(range(len(runs)), names, fontsize="x-small")
     for (i, j), share in np.ndenumerate(table):
@@ -142,7 +178,7 @@ def streams_by_token(run: FinishedRun, path: Path) -> Path | None:
     axes.set_xticks(range(width), range(1, width + 1))
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("token")
-    axes.set_title(f"{run.setting}: nats over the runner-up, mean", fontsize="small")
+    axes.set_title(f"{labels_of([run])[0]}: nats over the runner-up, mean", fontsize="small")
     figure.colorbar(shown)
     return _saved(figure, path)
 

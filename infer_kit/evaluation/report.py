@@ -11,6 +11,7 @@ from infer_kit.evaluation.figures import (
     FinishedRun,
     against_option,
     agreement_of,
+    labels_of,
     speed_against_chunks,
     streams_by_token,
 )
@@ -19,6 +20,7 @@ from infer_kit.evaluation.run_folder import RESULTS, folders_of
 if TYPE_CHECKING:
     from rich.table import Table
 
+_LOWER = {"bits_per_byte"}  # figures of which less is better
 _FIELDS = (
     "model",
     "data",
@@ -49,25 +51,33 @@ def finished_runs(paths: Sequence[str | Path]) -> tuple[list[FinishedRun], list[
 def rows_of(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
     """A row a run, best first within model and data."""
 
-    def row(run: FinishedRun) -> dict[str, Any]:
-        name, value, error = run.main
-        return {
-            "model": run.results["paths"]["model"],
-            "data": run.results["paths"]["data"],
-            "limit": run.results["config"]["limit"],
-            "method": run.setting,
-            "metric": name,
-            "value": value,
-            "stderr": error,
-            "n": run.results["n"],
-            "errors": run.results["errors"],
-            "seconds": run.results["seconds"],
-            "run": run.folder.path.name,
-        }
+    groups: dict[tuple[str, ...], list[FinishedRun]] = {}
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
+    rows = []
+    for _, members in sorted(groups.items()):
+        best = [(run.main[1], run.main[0]) for run in members]
+        pairs = zip(members, labels_of(members), best, strict=True)
+        ordered = sorted(pairs, key=lambda p: p[2][0] if p[2][1] in _LOWER else -p[2][0])
+        rows += [_row(run, label) for run, label, _ in ordered]
+    return rows
 
-    lower = {"bits_per_byte"}
-    ordered = sorted(runs, key=lambda r: (r.group, r.main[1] if r.main[0] in lower else -r.main[1]))
-    return [row(run) for run in ordered]
+
+def _row(run: FinishedRun, label: str) -> dict[str, Any]:
+    name, value, error = run.main
+    return {
+        "model": run.results["paths"]["model"],
+        "data": run.results["paths"]["data"],
+        "limit": run.results["config"]["limit"],
+        "method": label,
+        "metric": name,
+        "value": value,
+        "stderr": error,
+        "n": run.results["n"],
+        "errors": run.results["errors"],
+        "seconds": run.results["seconds"],
+        "run": run.folder.path.name,
+    }
 
 
 def tables_of(rows: Sequence[dict[str, Any]]) -> list["Table"]:
@@ -87,7 +97,7 @@ def tables_of(rows: Sequence[dict[str, Any]]) -> list["Table"]:
             f"{row['value']:.4f}",
             f"{row['stderr']:.4f}",
             f"{row['n']:,}" + (f" (−{row['errors']})" if row["errors"] else ""),
-            f"{row['seconds'] / row['n']:.3f}",
+            f"{row['seconds'] / max(row['n'], 1):.3f}",
         )
     return list(tables.values())
 
@@ -105,23 +115,26 @@ def write_report(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
             writer = csv.DictWriter(file, _FIELDS)
             writer.writeheader()
             writer.writerows(rows)
+        files = [out / "runs.csv"]
+        groups: dict[tuple[str, ...], list[FinishedRun]] = {}
+        for run in runs:
+            groups.setdefault(run.group, []).append(run)
+        for number, members in enumerate(groups.values(), 1):
+            paths = members[0].results["paths"]
+            name = (
+                f"{number}-{Path(paths['model']).name}-{Path(paths['data']).resolve().parent.name}"
+            )
+            files += _figures(members, out, _plain(name))
     except OSError as error:
         raise InferKitError(f"{str(out)!r} cannot be written: {error.strerror}.") from error
-    files = [out / "runs.csv"]
-    groups: dict[tuple[str, ...], list[FinishedRun]] = {}
-    for run in runs:
-        groups.setdefault(run.group, []).append(run)
-    for number, members in enumerate(groups.values(), 1):
-        paths = members[0].results["paths"]
-        name = f"{number}-{Path(paths['model']).name}-{Path(paths['data']).parent.name}"
-        files += _figures(members, out, _plain(name))
     return files
 
 
 def _figures(runs: Sequence[FinishedRun], out: Path, prefix: str) -> list[Path]:
     """Of runs of one model on one file of samples."""
     files = []
-    baseline = next((run for run in runs if run.method == "direct" and not run.options), None)
+    plain = [run for run in runs if run.method == "direct" and not run.options]
+    baseline = plain[0] if len(plain) == 1 else None  # of several none is the baseline
     for option in ("weight", "alpha", "scale", "strength", "beta"):
         swept = [run for run in runs if _is_number(run.options.get(option))]
         if len({run.options[option] for run in swept}) > 1:

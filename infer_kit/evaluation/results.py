@@ -17,6 +17,7 @@ def results_of(task: Task, samples: Sequence[Sample], lines: Mapping[str, Line])
     """`{"metrics", "n", "seconds"}` of the samples that have a line.
 
     Every metric is `{"value", "stderr"}`, the standard error None where the figure is no mean.
+    Figures of pairs (MME's) are left out where a sample has failed.
     """
     answered = [sample for sample in samples if sample.id in lines]
     found = [lines[sample.id] for sample in answered]
@@ -33,7 +34,8 @@ def results_of(task: Task, samples: Sequence[Sample], lines: Mapping[str, Line])
         high = np.array([line["logprob"][1] for line in found])
         at_least = ratio(-high / math.log(2), weights)
         metrics["bits_per_byte at least"] = at_least
-    if task.more is not None and answered:
+    whole = len(answered) == len(samples) or not task.more_of_pairs
+    if task.more is not None and answered and whole:
         predictions = [line["prediction"] for line in found]
         more = task.more(predictions, answered)
         metrics |= {name: {"value": float(v), "stderr": None} for name, v in more.items()}
@@ -55,6 +57,8 @@ def scored(
     if task.is_scored:
         bits = np.array([-line["logprob"][0] / math.log(2) for line in lines])
         return bits, np.array([float(line["bytes"]) for line in lines])
+    if not samples:
+        return np.zeros(0), np.zeros(0)
     scores = task.scores([line["prediction"] for line in lines], samples)
     return np.asarray(scores, dtype=np.float64), np.ones(len(lines))
 

@@ -4,7 +4,8 @@
                             /samples-<rank>.jsonl  a flushed line a sample
                             /results.json          written when every sample has its line
 
-Whoever is killed in the middle of a line leaves a torn one, which the next start takes away.
+Whoever is killed in the middle of a line leaves a torn one: no reader takes it, and the next who
+writes to the file takes it away.
 """
 
 import contextlib
@@ -12,19 +13,19 @@ import errno
 import hashlib
 import json
 import os
-import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from infer_kit.errors import InferKitError
 
 Line = dict[str, Any]
 CONFIG, RESULTS = "config.json", "results.json"
-_HASH = re.compile(r"-([0-9a-f]{12})$")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -46,13 +47,12 @@ class RunFolder:
 
     @classmethod
     def open(
-        cls, out: str | Path, name: str, config: Mapping[str, Any], facts: Mapping[str, Any]
+        cls, out: str | Path, name: str, config: Mapping[str, Any], paths: Mapping[str, Any]
     ) -> "RunFolder":
         """The folder `out/<name>-<hash>`, made or found.
 
         Args:
-            config: what decides the answers. facts: what else is worth knowing (paths, versions);
-                `facts["versions"]` must be those of the samples that are there.
+            config: what decides the answers. paths: as they were given, for people.
 
         Raises:
             InferKitError: it cannot be written, or holds something else than this run.
@@ -67,38 +67,47 @@ class RunFolder:
                 f"The run folder {str(folder.path)!r} cannot be written: {error.strerror}.",
                 hint="Give another --out.",
             ) from error
-        folder._check(config, facts)
-        return folder
-
-    def _check(self, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        file = self.path / CONFIG
-        if not file.exists():
-            if self.shards():
+        if not (folder.path / CONFIG).exists():
+            if folder.shards():
                 raise InferKitError(
-                    f"{self.path} has samples, but no {CONFIG} that says what made them.",
+                    f"{folder.path} has samples, but no {CONFIG} that says what made them.",
                     hint="Give another --out.",
                 )
-            write_json(file, {"config": config, **facts})
-            return
-        found = read_json(file)
-        if found.get("config") != json.loads(json.dumps(config)):
+            begun: dict[str, Any] = {"config": config, "paths": paths}
+            begun |= {"versions": None, "commits": []}
+            write_json(folder.path / CONFIG, begun)
+        elif folder.config["config"] != json.loads(json.dumps(config)):
             raise InferKitError(
-                f"{self.path} is the folder of another configuration: "
-                f"{_difference(found.get('config'), config)}.",
+                f"{folder.path} is the folder of another configuration: "
+                f"{_difference(folder.config['config'], config)}.",
                 hint="Give another --out.",
             )
-        before, now = found.get("versions"), facts.get("versions")
-        if before != now and self.shards():
+        return folder
+
+    def begin(self, versions: Mapping[str, str], commit: str | None) -> None:
+        """Say what is going to answer samples.
+
+        Args:
+            versions: must be those of the samples that are there.
+            commit: of the project's clone; of several all are kept.
+
+        Raises:
+            InferKitError: samples were answered under other versions.
+        """
+        found = self.config
+        if found["versions"] != versions and self.lines():
             raise InferKitError(
-                f"{self.path} was begun elsewhere: {_difference(before, now)}. Figures would mix.",
+                f"{self.path} was begun elsewhere: {_difference(found['versions'], versions)}. "
+                "Figures would mix.",
                 hint="Finish it there, or give another --out.",
             )
-        if before != now:
-            write_json(file, {"config": config, **facts})
+        commits = [*found["commits"], *({commit} - {None, *found["commits"]})]
+        if (found["versions"], found["commits"]) != (versions, commits):
+            write_json(self.path / CONFIG, {**found, "versions": versions, "commits": commits})
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `open` wrote.
+        """`{"config", "paths", "versions", "commits"}`.
 
         Raises:
             InferKitError: this is no run's folder.
@@ -108,7 +117,12 @@ class RunFolder:
                 f"{str(self.path)!r} is no run: it has no {CONFIG}.",
                 hint="A run is a folder that infer-kit eval wrote, one level below its --out.",
             )
-        return read_json(self.path / CONFIG)
+        return _read(self.path / CONFIG, ("config", "paths", "versions", "commits"))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the figures are there."""
+        return (self.path / RESULTS).is_file()
 
     @property
     def results(self) -> dict[str, Any]:
@@ -117,25 +131,17 @@ class RunFolder:
         Raises:
             InferKitError: the run is not finished.
         """
-        if not (self.path / RESULTS).is_file():
+        if not self.is_finished:
             done = len(self.lines()) if self.config else 0
             raise InferKitError(
                 f"The run {str(self.path)!r} is not finished: {done} samples are there.",
                 hint="The command that began it goes on with it.",
             )
-        return read_json(self.path / RESULTS)
+        return _read(self.path / RESULTS, ("config", "paths", "metrics", "n", "errors", "seconds"))
 
     def shards(self) -> list[Path]:
         """The files of samples, one a process."""
         return sorted(self.path.glob("samples-*.jsonl"))
-
-    def repair(self) -> int:
-        """Take torn last lines from files that nobody writes; returns how many there were."""
-        torn = 0
-        for shard in self.shards():
-            with contextlib.suppress(Timeout), _lock(shard), shard.open("r+b") as file:
-                torn += _cut_torn(file)
-        return torn
 
     def lines(self) -> dict[str, Line]:
         """The line of each sample by id, without torn lines and failures.
@@ -151,8 +157,9 @@ class RunFolder:
                 try:
                     line = json.loads(text)
                     if "error" not in line:
+                        assert "prediction" in line or "logprob" in line
                         found.setdefault(line["id"], line)
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, AssertionError) as error:
                     raise InferKitError(
                         f"{shard}, line {number} is no sample: {text[:60]!r}.",
                         hint="Take the line away; its sample will be answered again.",
@@ -178,7 +185,7 @@ class RunFolder:
             InferKitError: another process is writing them.
         """
         path = self.path / f"samples-{rank}.jsonl"
-        lock = _lock(path)
+        lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
         try:
             lock.acquire()
         except Timeout as error:
@@ -186,8 +193,12 @@ class RunFolder:
                 f"Another process is writing {path}.",
                 hint="Wait for it, or end it; this run would answer the same samples.",
             ) from error
+        except OSError as error:
+            raise _unwritable(path, error) from error
         try:
-            with path.open("ab", buffering=0) as file:
+            with _opened(path) as file:
+                if _cut_torn(file):
+                    tqdm.write(f"{path}: a torn last line was taken away.", file=sys.stderr)
                 yield ShardWriter(path, file)
         finally:
             lock.release()
@@ -210,7 +221,7 @@ class ShardWriter:
             InferKitError: the disk is full; the lines before it stay.
         """
         for line in lines:
-            content = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+            content = json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
             end = self._file.seek(0, os.SEEK_END)
             try:
                 written = 0
@@ -219,14 +230,19 @@ class ShardWriter:
             except OSError as error:
                 with contextlib.suppress(OSError):
                     os.truncate(self.path, end)
-                what = "The disk is full" if error.errno in _NO_SPACE else "Writing failed"
-                raise InferKitError(
-                    f"{what}: sample {line['id']!r} could not be written to {self.path} "
-                    f"({error.strerror}). All samples before it are kept.",
-                    hint="Make room, then run the same command: it goes on from there.",
-                ) from error
-        with contextlib.suppress(OSError):  # pipes and the like have nothing to sync
+                raise self._lost(f"sample {line['id']!r}", error) from error
+        try:
             os.fsync(self._file.fileno())
+        except OSError as error:  # quotas and remote disks say it here
+            raise self._lost(f"the last {len(lines)} samples", error) from error
+
+    def _lost(self, what: str, error: OSError) -> InferKitError:
+        full = "The disk is full" if error.errno in _NO_SPACE else "Writing failed"
+        return InferKitError(
+            f"{full}: {what} could not be written to {self.path} ({error.strerror}). All samples "
+            "before are kept.",
+            hint="Make room, then run the same command: it goes on from there.",
+        )
 
 
 def folders_of(paths: Sequence[str | Path]) -> list[RunFolder]:
@@ -246,50 +262,57 @@ def folders_of(paths: Sequence[str | Path]) -> list[RunFolder]:
     return [RunFolder(path) for path in found]
 
 
-def name_of(folder: RunFolder) -> str:
-    """The folder's name without its hash."""
-    return _HASH.sub("", folder.path.name)
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write a whole file or none."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}")
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(value, file, indent=1, ensure_ascii=False)
             file.write("\n")
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise InferKitError(f"{path} could not be written: {error.strerror}.") from error
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise _unwritable(path, error) from error
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file's value.
+def _read(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """A JSON object with these keys.
 
     Raises:
         InferKitError: it is none.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InferKitError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(value, dict) or not set(keys) <= value.keys():
+        raise InferKitError(f"{path} was not written by infer-kit eval: it lacks {list(keys)}.")
+    return value
 
 
-def _lock(shard: Path) -> FileLock:
-    """Held by who writes a file of samples; not waited for."""
-    return FileLock(shard.with_name(f".{shard.name}.lock"), timeout=0)
+def _opened(path: Path) -> Any:
+    try:
+        return path.open("a+b", buffering=0)
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
-def _cut_torn(file: Any) -> int:
+def _unwritable(path: Path, error: OSError) -> InferKitError:
+    return InferKitError(
+        f"{path} could not be written: {error.strerror}.", hint="Make room, or give another --out."
+    )
+
+
+def _cut_torn(file: Any) -> bool:
     """Cut a file after its last line end; whether there was something after it."""
+    file.seek(0)
     content = file.read()
     whole = content.rfind(b"\n") + 1
-    if whole == len(content):
-        return 0
     file.truncate(whole)
-    return 1
+    return whole < len(content)
 
 
 def _difference(before: Any, now: Any) -> str:

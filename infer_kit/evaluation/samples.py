@@ -235,7 +235,14 @@ def _shots(value: Any, path: Path, where: str) -> tuple[Shot, ...]:
 def _text(value: Any, field: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InferKitError(f"{where}: {field} is a text that is not empty, got {value!r}.")
-    return value
+    return _writable(value, field, where)
+
+
+def _writable(text: str, field: str, where: str) -> str:
+    """The text, unless it has half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InferKitError(f"{where}: {field} has half of a surrogate pair: {text!r}.")
+    return text
 
 
 def _optional(record: Mapping[str, Any], field: str, where: str) -> str | None:
@@ -248,6 +255,7 @@ def _texts(value: Any, field: str, where: str) -> tuple[str, ...]:
     for text in value:
         if not isinstance(text, str) or not text.strip():
             raise InferKitError(f"{where}: {field} has {text!r}, which is no text or an empty one.")
+        _writable(text, field, where)
     return tuple(value)
 
 

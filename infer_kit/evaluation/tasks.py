@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class Task:
         main: the name of the mean of the scores.
         scores_of: of all answers, where one alone has none.
         more: further figures of all answers.
+        more_of_pairs: those need every sample of a picture: none may be missing.
         is_scored: the samples are texts to be scored, no questions (bits per byte).
     """
 
@@ -48,6 +49,7 @@ class Task:
     main: str = "accuracy"
     scores_of: Callable[[Sequence[str], Sequence[Sample]], np.ndarray] | None = None
     more: Callable[[Sequence[str], Sequence[Sample]], Metrics] | None = None
+    more_of_pairs: bool = False
     is_scored: bool = False
 
     def scores(self, predictions: Sequence[str], samples: Sequence[Sample]) -> np.ndarray:
@@ -77,13 +79,16 @@ class Task:
                     "needs."
                 )
             if self.score is not None:
-                try:
-                    self.score(sample.answers[0], sample)
-                except InferKitError as error:
-                    raise InferKitError(
-                        f"{where}: sample {sample.id!r}: {error}", hint=error.hint
-                    ) from error
-        if self.more is not None and samples and self.main == "accuracy":
+                for answer in sample.answers:
+                    try:
+                        self.score(answer, replace(sample, answers=(answer,)))
+                    except InferKitError as error:
+                        raise InferKitError(
+                            f"{where}: sample {sample.id!r}: {error}", hint=error.hint
+                        ) from error
+        if self.scores_of is not None and samples:
+            self.scores_of([samples[0].answers[0]], samples[:1])  # what it needs is installed
+        if self.more_of_pairs and self.more is not None:
             try:  # with the true answers: what would fail at the end fails now
                 self.more([sample.answers[0] for sample in samples], samples)
             except InferKitError as error:
@@ -98,6 +103,16 @@ def _choice(prediction: str, sample: Sample) -> float:
     if numbers and number_match(prediction, numbers):
         return 1.0
     return exact_match(prediction, sample.answers)
+
+
+def _rounded(prediction: str, sample: Sample) -> float:
+    """As `_choice`, numbers rounded to the decimals of the true one: 3.14159 is 3.1."""
+    for answer in sample.answers:
+        if not sample.choices and _NUMBER.fullmatch(answer.strip()):
+            decimals = len(answer.strip().rstrip("%").partition(".")[2])
+            if number_match(prediction, [answer], precision=decimals):
+                return 1.0
+    return _choice(prediction, sample)
 
 
 def _yes_no(prediction: str, sample: Sample) -> float:
@@ -177,7 +192,7 @@ _ALL = (
     _asked("textvqa", "TextVQA; soft accuracy", SHORT, _vqa),
     _asked("choice", "multiple choice", LETTER, _choice),
     _asked("mmmu", "MMMU; choices, and open questions by text or number", LETTER, _choice),
-    _asked("mathvista", "MathVista; choices, numbers and texts", "", _choice, 512),
+    _asked("mathvista", "MathVista; choices, rounded numbers and texts", "", _rounded, 512),
     _asked("seed", "SEED-Bench; multiple choice", LETTER, _choice),
     _asked("mibench", "MIBench; choices, and open answers by text", "", _choice, 32),
     _asked("number", "the final number", "", _number, 512),
@@ -189,7 +204,15 @@ _ALL = (
         512,
     ),
     Task("pope", "POPE; yes or no, with F1", YES_NO, 8, _yes_no, more=_yes_no_figures),
-    Task("mme", "MME; accuracy, accuracy+ and scores", "", 8, _yes_no, more=_mme_figures),
+    Task(
+        name="mme",
+        about="MME; accuracy, accuracy+ and scores",
+        instruction="",
+        max_new_tokens=8,
+        score=_yes_no,
+        more=_mme_figures,
+        more_of_pairs=True,
+    ),
     _CAPTION,
     Task(
         name="bits_per_byte",

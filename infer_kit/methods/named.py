@@ -28,7 +28,11 @@ CLASSES = {
 """The methods that turn chats into groups, by their names on command lines."""
 
 _GIVEN = {"model", "processor", "expert", "prompts", "trace"}
-_MODELS = {"contrastive_decoding": ("amateur",), "reward": ("tuned", "untuned")}
+MODELS: dict[str, tuple[str, ...]] = {
+    "contrastive_decoding": ("amateur",),
+    "reward": ("tuned", "untuned"),
+}
+"""Options of methods that are further models, by their names."""
 
 
 def build(
@@ -57,14 +61,14 @@ def build(
     parameters = inspect.signature(kind).parameters
     if prompts is not None and "prompts" in parameters:
         given = {"prompts": prompts, **given}
-    for key in _MODELS.get(canonical(name), ()):
+    for key in MODELS.get(canonical(name), ()):
         if isinstance(given.get(key), str):
             from infer_kit.named_models import load_beside
 
             other = load_beside(model, given[key])
             given |= {key: other.model, f"{key}_processor": other.processor}
     first = next(iter(parameters))  # the model, whatever it is called
-    missing = [n for n in _MODELS.get(canonical(name), ()) if n not in given]
+    missing = [n for n in MODELS.get(canonical(name), ()) if n not in given]
     if any(parameters[n].default is inspect.Parameter.empty for n in missing):
         raise InferKitError(
             f"The method {name!r} needs {missing[0]}.", hint=f"Give {missing[0]}=FOLDER."
@@ -96,13 +100,18 @@ def checked_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InferKitError: the method has no such option.
     """
-    known = set(inspect.signature(class_of(name)).parameters) - _GIVEN
+    known = options_of(name)
     for key in options:
         if key not in known:
             raise InferKitError(
-                f"The method {name!r} has no option {key!r}.{did_you_mean(key, sorted(known))}"
+                f"The method {name!r} has no option {key!r}.{did_you_mean(key, known)}"
             )
     return {key: option_value(value) for key, value in options.items()}
+
+
+def options_of(name: str) -> list[str]:
+    """The options of a method; raises as `canonical` does."""
+    return sorted(set(inspect.signature(class_of(name)).parameters) - _GIVEN)
 
 
 def option_value(value: Any) -> Any:

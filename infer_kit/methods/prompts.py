@@ -48,6 +48,12 @@ class Prompts:
         """
         if not instruction:
             return self
+        for field in ("{question}", "{rationale}"):
+            if field in instruction:
+                raise InferKitError(
+                    f"The instruction {instruction!r} has {field}, which stands for something "
+                    "else in prompts."
+                )
         question = f"{{question}}\n{instruction}"
         return replace(
             self,

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from infer_kit.engine.call import end_tokens, resolve_call
@@ -114,6 +115,8 @@ def _params(config: GenerationConfig, padded: int, length_is_given: bool) -> "Sa
             "top_k": config.top_k or 0,
             "top_p": 1.0 if config.top_p is None else config.top_p,
             "min_p": config.min_p or 0.0,
+            # so that torch.manual_seed decides, as on transformers, wherever the engine runs
+            "seed": int(torch.randint(2**31, ())),
         }
     suppressed = [int(token) for token in config.suppress_tokens or ()]
     if len(suppressed) > _MOST_SUPPRESSED:

@@ -96,6 +96,11 @@ def test_a_report_has_tables_and_figures(runs: Path, tmp_path: Path) -> None:
         (("evals/sweep.py", "--methods", "direct", "--weights", "0", *DEMO), "has a weight"),
         (("evals/sweep.py", "--methods", "red", "--grid", "chunks=1", *DEMO), "has the option"),
         (("evals/sweep.py", "--methods", "rde", *DEMO), "Did you mean 'red'?"),
+        (("evals/sweep.py", "--methods", "red", "--method", "vcd", *DEMO), "not --method"),
+        (
+            ("evals/sweep.py", "--methods", "red", "--weights", "1", "--set", "weight=2", *DEMO),
+            "'weight' of red is given twice",
+        ),
         (("evals/report.py", "nowhere"), "There is no folder 'nowhere'"),
     ],
 )
@@ -112,3 +117,29 @@ def test_the_example_of_eval_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     words = cli.EVAL_EXAMPLE.split()[1:]
     assert "accuracy" in run(*words, "--limit", "4")
+
+
+def test_processes_that_start_together_share_the_bundled_samples(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    words = [
+        *torchrun,
+        "--master_port",
+        "0",
+        str(ROOT / "evals/run.py"),
+        *DEMO,
+        "--batch-size",
+        "2",
+    ]
+    subprocess.run([*words, "--out", str(tmp_path)], check=True, capture_output=True, timeout=300)
+    (found,) = tmp_path.glob("*-direct-*/results.json")
+    assert json.loads(found.read_text())["n"] == 8
+
+
+def test_labels_tell_runs_apart(tmp_path: Path) -> None:
+    for more in ((), ("--instruction", "Be short."), ("--max-new-tokens", "1"), ("--seed", "4")):
+        run("eval", *DEMO, "--out", str(tmp_path), *more)
+    done = script("evals/report.py", str(tmp_path), "--out", str(tmp_path / "r"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "r" / "runs.csv").read_text()
+    for label in ("instruction=Be short.", "max_new_tokens=1", "seed=4"):
+        assert label in table

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from infer_kit.demo.samples import write_bindings, write_scenes
-from infer_kit.evaluation.runner import Evaluation
+from infer_kit.evaluation.preparation import Evaluation
 from infer_kit.named_models import NamedModel, load_model
 
 COUNT = 20

@@ -12,7 +12,8 @@ from infer_kit.demo import text
 from infer_kit.engine.rows import RowMaker
 from infer_kit.errors import InferKitError
 from infer_kit.evaluation.answering import PLAIN, answerer_for
-from infer_kit.evaluation.runner import Evaluation, prepare, run
+from infer_kit.evaluation.preparation import Evaluation, prepare
+from infer_kit.evaluation.runner import run
 from infer_kit.evaluation.samples import read_samples
 from infer_kit.named_models import load_model
 

@@ -20,8 +20,10 @@ def run_of(path: Path, scores: dict[str, float], **config: Any) -> RunFolder:
     """A finished run of the task "exact" whose answers are right or wrong as told."""
     path.mkdir()
     given = {"task": "exact", "data": "d", "limit": None, "method": "direct", **config}
-    (path / "config.json").write_text(json.dumps({"config": given}))
-    (path / "results.json").write_text(json.dumps({"config": given, "metrics": {}}))
+    begun = {"config": given, "paths": {}, "versions": {}, "commits": []}
+    (path / "config.json").write_text(json.dumps(begun))
+    figures = {"metrics": {}, "n": len(scores), "errors": 0, "seconds": 1.0}
+    (path / "results.json").write_text(json.dumps({**begun, **figures}))
     lines = (
         {"id": id, "question": f"q{id}", "prediction": "yes" if score else "no", "target": "yes",
          "correct": score, "seconds": 0.1}
@@ -118,3 +120,16 @@ def test_runs_that_do_not_compare_are_refused(tmp_path: Path) -> None:
         compare(one, run_of(tmp_path / "e", {"2": 1.0}))
     with pytest.raises(InferKitError, match="is no run"):
         compare(one, RunFolder(tmp_path))
+
+
+def test_samples_that_one_run_failed_on_are_told(tmp_path: Path) -> None:
+    whole = run_of(tmp_path / "a", {str(n): 1.0 for n in range(5)})
+    part = run_of(tmp_path / "b", {str(n): 1.0 for n in range(3)})
+    found = compare(whole, part)
+    assert (found.n, found.left_out) == (3, 2)
+
+
+def test_no_agreement_is_zero(tmp_path: Path) -> None:
+    one = run_of(tmp_path / "a", {"1": 1.0, "2": 1.0})
+    other = run_of(tmp_path / "b", {"1": 0.0, "2": 0.0})
+    assert agreement(one, other) == 0

@@ -6,8 +6,14 @@ import pytest
 from PIL import Image
 
 from infer_kit.errors import InferKitError
-from infer_kit.evaluation.few_shot import content_key, leaks, shot_of, shots_from
-from infer_kit.evaluation.samples import Sample
+from infer_kit.evaluation.few_shot import (
+    check_own_shots,
+    content_key,
+    leaks,
+    shot_of,
+    shots_from,
+)
+from infer_kit.evaluation.samples import Sample, Shot
 
 POOL = [Sample(f"p{n}", f"question {n}?", ("a", "b", "b")) for n in range(6)]
 
@@ -50,3 +56,10 @@ def test_a_number_that_is_not_there_is_refused(shots: int) -> None:
 def test_texts_are_no_demonstrations() -> None:
     with pytest.raises(InferKitError, match="questions with answers, not texts"):
         shots_from([Sample("1", "", (), passage="x")], [], None, 0, "f")
+
+
+def test_a_sample_that_is_its_own_demonstration_is_refused() -> None:
+    asked = Sample("1", "What?", ("a",), shots=(Shot("Who?", "b"), Shot("what? ", "a")))
+    with pytest.raises(InferKitError, match="f: sample '1' is one of its own demonstrations"):
+        check_own_shots([asked], "f")
+    check_own_shots([Sample("1", "What?", ("a",), shots=(Shot("Who?", "b"),))], "f")

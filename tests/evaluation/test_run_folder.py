@@ -12,11 +12,11 @@ from infer_kit.errors import InferKitError
 from infer_kit.evaluation.run_folder import RunFolder, config_hash, folders_of
 
 CONFIG: dict[str, Any] = {"method": "red", "options": {"weight": 0.5}}
-FACTS: dict[str, Any] = {"versions": {"torch": "2.13.0"}}
+VERSIONS = {"torch": "2.13.0"}
 
 
-def opened(tmp_path: Path, config: dict[str, Any] = CONFIG, facts: Any = FACTS) -> RunFolder:
-    return RunFolder.open(tmp_path, "scenes-red", config, facts)
+def opened(tmp_path: Path, config: dict[str, Any] = CONFIG) -> RunFolder:
+    return RunFolder.open(tmp_path, "scenes-red", config, {"model": "demo"})
 
 
 def line(n: int) -> dict[str, Any]:
@@ -49,21 +49,25 @@ def test_a_torn_line_is_ignored_and_then_taken_away(cut: int, tmp_path: Path) ->
     content = shard.read_bytes()
     shard.write_bytes(content[:-cut])
     assert set(folder.lines()) == {"1"}
-    assert folder.repair() == 1
-    assert shard.read_bytes() == content.splitlines(keepends=True)[0]
-    assert folder.repair() == 0
+    with folder.writer(0) as writer:
+        writer.write([line(2)])
+    first = content.splitlines(keepends=True)[0]
+    assert shard.read_bytes() == first + json.dumps(line(2), ensure_ascii=False).encode() + b"\n"
 
 
-def test_a_shard_that_is_being_written_is_not_repaired(tmp_path: Path) -> None:
-    folder = opened(tmp_path)
-    with folder.writer(0):
+def test_one_process_writes_a_shard_and_what_it_left_torn_is_taken_away(tmp_path: Path) -> None:
+    """The second process had looked before the first one died."""
+    folder, other = opened(tmp_path), opened(tmp_path)
+    with folder.writer(0) as writer:
+        writer.write([line(1)])
+        with pytest.raises(InferKitError, match=r"Another process is writing .*samples-0.jsonl"):
+            with other.writer(0):
+                pass
         with folder.shards()[0].open("ab") as file:
             file.write(b'{"id": "to')
-        assert folder.repair() == 0
-        with pytest.raises(InferKitError, match="Another process is writing .*samples-0.jsonl"):
-            with RunFolder(folder.path).writer(0):
-                pass
-    assert folder.repair() == 1
+    with other.writer(0) as writer:
+        writer.write([line(2)])
+    assert set(other.lines()) == {"1", "2"}
 
 
 def test_a_spoilt_line_within_a_file_is_named(tmp_path: Path) -> None:
@@ -96,12 +100,14 @@ def test_samples_without_a_configuration_are_refused(tmp_path: Path) -> None:
 
 def test_other_versions_do_not_go_on_with_a_run(tmp_path: Path) -> None:
     folder = opened(tmp_path)
-    other = {"versions": {"torch": "2.14.0"}}
-    assert opened(tmp_path, facts=other).config["versions"] == other["versions"]  # none there yet
+    folder.begin({"torch": "2.14.0"}, "abc")
+    folder.begin(VERSIONS, "abc")  # no sample is there yet
     with folder.writer(0) as writer:
         writer.write([line(1)])
-    with pytest.raises(InferKitError, match=r"torch was '2.14.0', is '2.13.0'. Figures would mix"):
-        opened(tmp_path)
+    folder.begin(VERSIONS, "def+")
+    assert folder.config["commits"] == ["abc", "def+"]
+    with pytest.raises(InferKitError, match=r"torch was '2.13.0', is '2.15.0'. Figures would mix"):
+        folder.begin({"torch": "2.15.0"}, None)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -124,7 +130,7 @@ FILL = """
 import resource, sys
 from infer_kit.errors import InferKitError
 from infer_kit.evaluation.run_folder import RunFolder
-folder = RunFolder.open(sys.argv[1], "scenes-red", {"a": 1}, {"versions": {}})
+folder = RunFolder.open(sys.argv[1], "scenes-red", {"a": 1}, {})
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 with folder.writer(0) as writer:
     try:
@@ -143,7 +149,6 @@ def test_a_full_disk_keeps_the_whole_samples(tmp_path: Path) -> None:
     (folder,) = folders_of([tmp_path])
     assert list(folder.lines()) == [str(n) for n in range(8)]
     assert folder.shards()[0].read_bytes().endswith(b"}\n")
-    assert folder.repair() == 0
 
 
 def test_failures_are_no_answers(tmp_path: Path) -> None:
@@ -152,3 +157,22 @@ def test_failures_are_no_answers(tmp_path: Path) -> None:
         writer.write([{"id": "1", "error": "x"}, {"id": "2", "error": "y"}, line(2)])
     assert set(folder.lines()) == {"2"}
     assert folder.failures() == [{"id": "1", "error": "x"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.json", "[]"), ("config.json", "{}"), ("results.json", "{}"), ("results.json", "no")],
+)
+def test_files_of_others_are_named(name: str, content: str, tmp_path: Path) -> None:
+    folder = opened(tmp_path)
+    (folder.path / name).write_text(content)
+    with pytest.raises(InferKitError, match=f"{name} (was not written by|cannot be read)"):
+        _ = folder.config if name == "config.json" else folder.results
+
+
+def test_a_line_without_an_answer_is_no_sample(tmp_path: Path) -> None:
+    folder = opened(tmp_path)
+    with folder.writer(0) as writer:
+        writer.write([{"id": "1"}])
+    with pytest.raises(InferKitError, match="line 1 is no sample"):
+        folder.lines()

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +15,17 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import infer_kit as ik
-from infer_kit.demo import PROMPTS
+from infer_kit.demo import MODEL_DIR, PROMPTS
 from infer_kit.errors import InferKitError
 from infer_kit.evaluation import runner
-from infer_kit.evaluation.answering import METHODS
+from infer_kit.evaluation.answering import METHODS, check_method
 from infer_kit.evaluation.batches import plan
+from infer_kit.evaluation.preparation import Evaluation, prepare
 from infer_kit.evaluation.run_folder import Line, config_hash
-from infer_kit.evaluation.runner import Evaluation, prepare, run
+from infer_kit.evaluation.runner import run
 from infer_kit.evaluation.samples import Sample, read_samples
 from infer_kit.named_models import NamedModel
 
@@ -269,16 +273,107 @@ def test_some_samples_may_fail_and_are_counted_and_tried_again(
     assert results is not None and results["errors"] == 1 and results["n"] == 19
 
 
-def test_what_fails_together_is_answered_in_halves(
+def test_the_allowed_failures_are_the_runs_not_a_processs(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [f"scene-{n}" for n in range(20)]
+    monkeypatch.setattr(runner, "answerer_for", lambda *_: Failing(*ids))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    left = 2
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        with pytest.raises(InferKitError, match="failed: RuntimeError"):
+            run(prepare(asked(max_errors=left, batch_size=1)), tmp_path, lambda: None)  # type: ignore[arg-type, return-value]
+    (folder,) = tmp_path.iterdir()
+    assert len(runner.RunFolder(folder).failures()) == left
+
+
+def test_what_fails_together_is_answered_in_halves_with_its_memory_let_go(
     asked: Asked,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(runner, "answerer_for", lambda *_: Failing(together=2))
+    held: list[weakref.ref[torch.nn.Module]] = []
+
+    class Hungry(Failing):
+        def answer(self, samples: list[Sample]) -> list[Any]:
+            assert not any(ref() is not None for ref in held)
+            if len(samples) > 2:
+                memory = torch.nn.Linear(2, 2)
+                held.append(weakref.ref(memory))
+                raise torch.cuda.OutOfMemoryError("no room")
+            return super().answer(samples)
+
+    monkeypatch.setattr(runner, "answerer_for", lambda *_: Hungry())
     _, results = run(prepare(asked()), tmp_path, lambda: None)  # type: ignore[arg-type, return-value]
     assert results is not None and results["errors"] == 0 and results["n"] == 20
-    assert "8 samples from 'scene-" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "8 samples from 'scene-" in shown.err and not shown.out
+    assert len(held) >= 4
+
+
+def test_a_finished_run_is_shown_as_it_was(
+    asked: Asked, model: NamedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = finished(asked(limit=2), tmp_path, model)
+    before = (folder.path / "results.json").read_bytes()
+    later = replace(prepare(asked(limit=2)), versions={"torch": "9"}, commit="later")
+    _, results = run(later, tmp_path, lambda: model)
+    assert (folder.path / "results.json").read_bytes() == before
+    assert results is not None and results["git"] == folder.config["commits"]
+
+
+def test_pictures_models_and_members_count_by_their_content(
+    asked: Asked, tmp_path: Path, written: Callable[..., Path]
+) -> None:
+    def config_of(**changes: Any) -> dict[str, Any]:
+        return prepare(asked(**changes)).config
+
+    picture = tmp_path / "p.bmp"
+    data = written({"id": "1", "question": "q", "answers": ["a"], "images": ["p.bmp"]})
+    seen = []
+    for colour in ("red", "blue"):  # of equal size
+        Image.new("RGB", (8, 8), colour).save(picture)
+        seen.append(config_of(data=data)["data"])
+    assert seen[0] != seen[1]
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL_DIR, folder)
+    before = config_of(model=str(folder))["model"]
+    assert before == config_of(model="demo")["model"]
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(bytes(content))
+    changed = config_of(model=str(folder))["model"]
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    assert len({before, changed, config_of(model=str(folder))["model"]}) == 3
+    text = written({"id": "1", "question": "q", "answers": ["a"]}, name="text.jsonl")
+    options = {"others": f"{folder}+demo"}
+    first = config_of(data=text, method="ensemble", options=options)["options"]["others"]
+    (folder / "adapter" / "more.json").write_text("{}")
+    second = config_of(data=text, method="ensemble", options=options)["options"]["others"]
+    assert first[0] != second[0] and first[1] == second[1]
+
+
+def test_an_option_is_no_folder_because_one_is_called_so(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cot").mkdir()
+    assert prepare(asked(method="cot", options={"kind": "cot"})).config["options"] == {
+        "kind": "cot"
+    }
+
+
+def test_a_file_has_one_name_however_it_is_reached(
+    asked: Asked, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scenes.parent / "below").mkdir(exist_ok=True)
+    monkeypatch.chdir(scenes.parent / "below")
+    names = {prepare(asked(data=path)).name for path in (scenes, Path("../test.jsonl"))}
+    assert names == {"scenes-test-direct"}
 
 
 @pytest.mark.parametrize(
@@ -293,6 +388,9 @@ def test_what_fails_together_is_answered_in_halves(
         ({"method": "reduced"}, "Sample 'scene-0' has a picture; reduced reads text"),
         ({"task": "number"}, "sample 'scene-0': The answer '.*' has no number"),
         ({"task": "pope"}, "neither yes nor no"),
+        ({"backend": "tpu"}, "Unknown backend 'tpu'"),
+        ({"backend": "vllm", "method": "reduced"}, "method reduced runs on transformers here"),
+        ({"model": "no/such"}, "No model at 'no/such'"),
         ({"task": "choice"}, "has no choices, which the task 'choice' needs"),
         ({"task": "bits_per_byte"}, "takes texts"),
         ({"limit": 0}, "--limit is a number from 1 on, got 0"),
@@ -322,6 +420,9 @@ def test_what_cannot_work_is_refused_before_the_model_is_loaded(
         {"instruction": "Be short."},
         {"model": "demo-icl"},
         {"trace": True},
+        {"system": "You see."},
+        {"chat_template": "plain"},
+        {"processor_arguments": {"do_normalize": False}},
         {"model_arguments": {"dtype": "bfloat16"}},
     ],
 )
@@ -342,8 +443,7 @@ def test_other_data_of_the_same_name_is_another_run(
 def test_every_method_has_a_way_to_be_checked(asked: Asked) -> None:
     for name in METHODS:
         options = {"others": "demo-text-b"} if name == "ensemble" else {}
-        runner.check_method(name, options)
-        runner.check_method(name.replace("_", "-").upper(), options)
+        assert check_method(name.replace("_", "-").upper(), options) == name
 
 
 def test_traces_are_kept_where_they_are_asked_for(

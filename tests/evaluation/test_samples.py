@@ -78,6 +78,8 @@ def test_pictures_stand_where_they_are_marked(text: str, kinds: list[str]) -> No
         (GOOD | {"demonstrations": [{"question": "q"}]}, "demonstration 0: answer is a text"),
         ({"id": "1", "text": "t", "answers": ["a"]}, r"a text to be scored has no \['answers'\]"),
         (["a", "list"], "line 1: not an object"),
+        (GOOD | {"question": "\ud83d"}, "question has half of a surrogate pair"),
+        (GOOD | {"answers": ["a\ud83d"]}, "answers has half of a surrogate pair"),
     ],
 )
 def test_a_bad_record_is_refused_by_line(

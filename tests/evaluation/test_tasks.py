@@ -87,3 +87,28 @@ def test_open_questions_of_mmmu_are_judged_by_text_or_number() -> None:
     assert task.score("It is 3.50.", Sample("2", "q", ("3.5",))) == 1
     assert task.score("Paris", Sample("3", "q", ("paris",))) == 1
     assert task.score("Rome", Sample("3", "q", ("paris",))) == 0
+
+
+def test_numbers_of_mathvista_are_rounded_to_the_true_ones_decimals() -> None:
+    score = TASKS["mathvista"].score
+    assert score is not None
+    sample = Sample("1", "q", ("3.1",))
+    assert [score(text, sample) for text in ("It is 3.14159.", "3.1", "3.2", "3")] == [1, 1, 0, 0]
+    assert score("7.0", Sample("2", "q", ("7",))) == 1
+    assert score("a cat", Sample("3", "q", ("a cat",))) == 1
+
+
+def test_every_answer_must_be_one_that_can_be_judged() -> None:
+    with pytest.raises(InferKitError, match="data: sample '1': The answer 'five' has no number"):
+        TASKS["number"].check([Sample("1", "q", ("5", "five"))], "data")
+
+
+def test_figures_of_pairs_need_all_samples_and_nothing_needs_one() -> None:
+    samples = [
+        Sample(str(n), "q", ("yes",), images=(Path("1.png"),), category="color") for n in range(2)
+    ]
+    lines = lines_for(samples[:1], ["yes"])
+    assert set(results_of(TASKS["mme"], samples, lines)["metrics"]) == {"accuracy"}
+    for task in TASKS.values():
+        if not task.is_scored:
+            assert results_of(task, samples, {})["metrics"][task.main]["value"] is None

@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from infer_kit.evaluation.runner import Evaluation, prepare, run
+from infer_kit.evaluation.preparation import Evaluation, prepare
+from infer_kit.evaluation.runner import run
 from infer_kit.named_models import NamedModel, load_model
 from tests.vllm.engines import engine
 from tests.vllm.folders import llava_folder
