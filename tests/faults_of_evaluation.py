@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.faults import Mutant
 
+PREPARATION, IDENTITY = "evaluation/preparation.py", "evaluation/identity.py"
 RUNNER, FOLDER = "evaluation/runner.py", "evaluation/run_folder.py"
 ANSWERING, SAMPLES = "evaluation/answering.py", "evaluation/samples.py"
 LOOP = "tests/evaluation/test_runner.py"
@@ -15,9 +16,9 @@ EVALUATION_MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "evaluation: a batch cut in the middle is answered without the lines that it has",
         RUNNER,
-        "left = [b for b in batches if any(prepared.samples[n].id not in done for n in b)]",
-        "left = [[n for n in b if prepared.samples[n].id not in done] for b in batches]\n"
-        "    left = [b for b in left if b]",
+        "return [b for b in batches if any(prepared.samples[n].id not in done for n in b)]",
+        "parts = [[n for n in b if prepared.samples[n].id not in done] for b in batches]\n"
+        "        return [b for b in parts if b]",
         (LOOP,),
     ),
     Mutant(
@@ -65,14 +66,14 @@ EVALUATION_MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "evaluation: a run goes on under other versions",
         FOLDER,
-        "if before != now and self.shards():",
+        'if found["versions"] != versions and self.lines():',
         "if False:",
         (FILES,),
     ),
     Mutant(
         "evaluation: the method's options are no part of the configuration",
-        RUNNER,
-        '        "options": {key: _identity(value) for key, value in e.options.items()},\n',
+        PREPARATION,
+        '        "options": _identities(method, e.options),\n',
         "",
         ("tests/cli/test_eval.py", LOOP),
     ),
@@ -118,5 +119,54 @@ EVALUATION_MUTANTS: tuple[Mutant, ...] = (
         "* n / (n - 1)",
         "",
         (FIGURES,),
+    ),
+    Mutant(
+        "evaluation: pictures count by their size",
+        IDENTITY,
+        "        digest.update(file_identity(image).encode())\n",
+        "        digest.update(str(image.stat().st_size).encode())\n",
+        (LOOP,),
+    ),
+    Mutant(
+        "evaluation: files below a model's folder do not count",
+        IDENTITY,
+        'folder.rglob("*")',
+        'folder.glob("*")',
+        (LOOP,),
+    ),
+    Mutant(
+        "evaluation: a torn line is not taken away by who writes on",
+        FOLDER,
+        "    file.truncate(whole)\n",
+        "",
+        (FILES,),
+    ),
+    Mutant(
+        "evaluation: each process may have all failures",
+        RUNNER,
+        'failed = {line["id"] for line in self.folder.failures()} | {sample.id}',
+        "failed = {sample.id}",
+        (LOOP,),
+    ),
+    Mutant(
+        "evaluation: a finished run's figures are written anew",
+        RUNNER,
+        "    elif folder.is_finished:\n",
+        "    elif False:\n",
+        (LOOP,),
+    ),
+    Mutant(
+        "evaluation: the instruction is asked of the rationale",
+        ANSWERING,
+        "last = not self.instructs_itself",
+        "last = True",
+        ("tests/evaluation/test_answering.py",),
+    ),
+    Mutant(
+        "evaluation: a sample may be its own demonstration",
+        PREPARATION,
+        "    check_own_shots(samples, str(e.data))\n",
+        "",
+        (LOOP,),
     ),
 )

@@ -357,6 +357,15 @@ def test_pictures_models_and_members_count_by_their_content(
     assert first[0] != second[0] and first[1] == second[1]
 
 
+def test_a_sample_that_demonstrates_itself_is_refused(
+    asked: Asked, written: Callable[..., Path]
+) -> None:
+    record = {"id": "1", "question": "Who?", "answers": ["Mia"]}
+    shots = [{"question": "Who?", "answer": "Mia"}]
+    with pytest.raises(InferKitError, match="'1' is one of its own demonstrations"):
+        prepare(asked(data=written(record | {"demonstrations": shots})))
+
+
 def test_an_option_is_no_folder_because_one_is_called_so(
     asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
