@@ -53,7 +53,7 @@ class Explanation:
         return page_of(self)
 
     def save(self, path: str | Path, force: bool = False) -> Path:
-        """Write the page.
+        """Write the page: all of it, or what was there stays.
 
         Args:
             force: also over a file that is not a page of this kind.
@@ -61,10 +61,10 @@ class Explanation:
         Raises:
             InferKitError: the file is something else, or cannot be written.
         """
-        from infer_kit.explanation.page import check_target
+        from infer_kit.explanation.page import check_target, write_page
 
         target = check_target(path, force)
-        target.write_text(self.html(), encoding="utf-8", errors="replace")
+        write_page(target, self.html())
         return target
 
 

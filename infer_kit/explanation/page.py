@@ -7,10 +7,12 @@ alone. The policy in the page's head forbids every request.
 import html
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -125,21 +127,54 @@ def check_target(path: str | Path, force: bool = False) -> Path:
             with target.open("r+b") as file:
                 ours = MARK.encode() in file.read(1000)
         except OSError as error:
-            raise InferKitError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
+            raise _unwritable(target, error) from error
         if not ours and not force:
             raise InferKitError(
                 f"{str(path)!r} exists and is not a page of infer-kit explain.",
                 hint="Give another name, or --force (in Python force=True).",
             )
-        return target
-    if not target.parent.is_dir():
+        if not target.is_file():  # a device: nothing may take its place
+            return target
+    elif not target.parent.is_dir():
         raise InferKitError(f"There is no folder {str(target.parent)!r} to write the page to.")
+    part = _beside(target)
     try:
-        target.touch()
-        target.unlink()
+        part.touch()
+        part.unlink()
     except OSError as error:
-        raise InferKitError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
+        raise _unwritable(target, error) from error
     return target
+
+
+def write_page(target: Path, text: str) -> None:
+    """Write a file, whole or not at all; one that was there keeps its permissions.
+
+    Raises:
+        InferKitError: it cannot be written; what was there stays.
+    """
+    there = target.exists()
+    part = target if there and not target.is_file() else _beside(target)
+    try:
+        try:
+            part.write_text(text, encoding="utf-8", errors="replace")
+            if part != target:
+                if there:
+                    shutil.copymode(target, part)
+                part.replace(target.resolve())
+        finally:
+            if part != target:
+                part.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+
+
+def _beside(target: Path) -> Path:
+    """A name that is not taken, in the folder of the file that is to be written."""
+    return target.resolve().with_name(f".{uuid4().hex}.part")
+
+
+def _unwritable(target: Path, error: OSError) -> InferKitError:
+    return InferKitError(f"{str(target)!r} cannot be written: {error.strerror or error}.")
 
 
 def _pictures(pictures: tuple[Picture, ...]) -> str:

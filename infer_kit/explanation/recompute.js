@@ -112,6 +112,7 @@ function bound(data, token, w) {
 }
 
 // What the pool chooses at one token: place (-1: nothing is left), scores, logPi, exact, doubt.
+// logPi is NaN where nothing bounds it.
 function choose(data, token, weights) {
   const asItWas = token.weights.every(
     (b, k) => Math.abs(weights[k] - b) <= 1e-9 + 1e-6 * Math.abs(b),
@@ -131,15 +132,21 @@ function choose(data, token, weights) {
   let doubt = near.length > 1 ? DOUBTS.tie : "";
   if (!cut.known || cut.open.some((o, c) => o && raw[c] >= best - slack)) doubt = DOUBTS.cut;
   else if (others >= best - slack) doubt = DOUBTS.outside;
-  let exact = true;
+  let exact = cut.known;
   let shift = logSum(scores);
+  let unsure = cut.open;
   if (asItWas && Number.isFinite(scores[token.anchor])) {
     shift = scores[token.anchor] - token.anchorLogPi;
-  } else if (others > -Infinity || !cut.known) {
+    unsure = cut.open.map((o, c) => o && c !== token.anchor);
+  } else if (!cut.known || cut.open.includes(true)) {
+    exact = false;
+    shift = NaN;
+  } else if (others > -Infinity) {
     exact = data.pool === "mixture" && !data.experts.length;
     shift = exact ? 0 : shift;
   }
-  return { place, scores, logPi: scores.map((s) => s - shift), exact, doubt, asItWas, w };
+  const logPi = scores.map((s, c) => (unsure[c] ? NaN : s - shift));
+  return { place, scores, logPi, exact, doubt, asItWas, w };
 }
 
 // What each stream adds to the margin of `place` over the best other token; they sum to it.

@@ -76,7 +76,9 @@ class Choice:
             rounding the one that was written. None where none is left.
         text: of it. token_id: of it, −1 where none is left.
         scores: `[C]` pooled scores, not normalised, −∞ where excluded.
-        log_pi: `[C]` log π; where `exact` is False upper bounds, shares among the candidates.
+        log_pi: `[C]` log π, where `exact` is False an upper bound. NaN where there is none: of a
+            token at the edge of the cut-off; under other weights than those in force of all, where
+            the edge is not known or a token is at it.
         exact: whether log π is known.
         doubt: why another token might be the pool's best; empty where none can be.
     """
@@ -186,15 +188,19 @@ def choose(token: Stored, weights: np.ndarray) -> Choice:
         doubt = OUTSIDE
     else:
         doubt = TIE if len(near) > 1 else ""
-    exact, shift = True, _log_sum(scores)
+    exact, shift, unsure = cut.known, _log_sum(scores), cut.open
     if as_it_was and math.isfinite(scores[token.anchor[0]]):
+        # with a higher edge some of those that are kept have π = 0, and what they have here is more
         shift = float(scores[token.anchor[0]]) - token.anchor[1]
-    elif bound > -np.inf or not cut.known:
+        unsure = cut.open & (np.arange(len(scores)) != token.anchor[0])
+    elif not cut.known or cut.open.any():
+        # shares among tokens of which some may be out are no bounds
+        exact, shift = False, math.nan
+    elif bound > -np.inf:
         exact = token.pool == "mixture" and not token.experts
         shift = 0.0 if exact else shift
-    return Choice(
-        place, token.texts[place], int(token.ids[place]), scores, scores - shift, exact, doubt
-    )
+    log_pi = np.where(unsure, np.nan, scores - shift)
+    return Choice(place, token.texts[place], int(token.ids[place]), scores, log_pi, exact, doubt)
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,8 @@ function drawTable(token, choice, place) {
   const order = choice.scores.map((_, c) => c).sort(
     (a, b) => choice.scores[b] - choice.scores[a] || a - b,
   );
-  const pi = choice.exact ? "π" : "π ≤";
+  const unknown = choice.logPi.every(Number.isNaN);
+  const pi = choice.exact || unknown ? "π" : "π ≤";
   const head = make("tr", {}, make("th", { scope: "col" }, "token"), make("th", { scope: "col" }, pi));
   data.streams.forEach((name, k) => {
     head.append(make("th", { scope: "col", colour: colour(k), class: "stream" }, name,
@@ -218,7 +219,8 @@ function drawTable(token, choice, place) {
     const row = make("tr", { class: marks.join(" "), "data-id": token.ids[c] });
     row.append(make("th", { scope: "row" }, make("span", { class: "quoted" }, visible(token.texts[c])),
       ...(marks.length ? [make("small", {}, marks.join(", "))] : [])));
-    row.append(make("td", {}, percent(Math.exp(choice.logPi[c]))));
+    const share = Number.isNaN(choice.logPi[c]) ? "–" : percent(Math.exp(choice.logPi[c]));
+    row.append(make("td", {}, share));
     data.streams.forEach((_, k) => {
       const value = token.logprobs[c][k];
       const best = token.top[k] === c;
@@ -227,9 +229,9 @@ function drawTable(token, choice, place) {
     });
     body.append(row);
   }
-  const note = choice.exact
-    ? "π: the pooled probability."
-    : "π ≤: shares among the stored tokens, which are upper bounds of the pooled probability.";
+  let note = "π: the pooled probability.";
+  if (unknown) note = "π is not known: the cut-off may exclude tokens that are counted here.";
+  else if (!choice.exact) note = "π ≤: upper bounds of the pooled probability.";
   return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "candidates" },
     make("table", {}, make("thead", {}, head), body), make("p", { class: "fine" },
       `${note} Coloured: a stream's own best token.`));

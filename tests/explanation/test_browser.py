@@ -109,6 +109,49 @@ def test_the_slider_says_what_the_recomputation_says(name: str, opened: Opened) 
     assert [shown for shown, _ in page.evaluate(_READ)] == written
 
 
+_SHARES = """() => [...document.querySelectorAll("#tokens button")].map((button) => {
+    button.focus();
+    const cells = [...document.querySelectorAll("#details tbody tr")].map(
+        (row) => [Number(row.dataset.id), row.querySelector("td").textContent]);
+    return [document.querySelector("#details thead th:nth-child(2)").textContent, cells];
+})"""
+
+
+def _shown_share(log_pi: float) -> str:
+    if np.isnan(log_pi):
+        return "–"
+    share = float(np.exp(log_pi))
+    return f"{100 * share:.1f} %" if share >= 0.0005 else "< 0.1 %" if share > 0 else "0 %"
+
+
+@pytest.mark.parametrize("name", ["two streams, a knob", "signed, a cut-off", "two experts"])
+def test_no_share_is_shown_that_is_no_bound(name: str, opened: Opened) -> None:
+    options, controls_for = CASES[name]
+    trace = case(5, tokens=12, **options).trace
+    page = opened(explanation(trace, controls := controls_for(trace)))
+    heads = set()
+    start = [slider.start for slider in controls.sliders]
+    for stop in range(0, len(controls.sliders[0].stops), 5):
+        weights = controls.weights([s.stops[p] for s, p in zip(
+            controls.sliders, [stop, *start[1:]], strict=True)])  # fmt: skip
+        page.evaluate(_MOVE, [0, stop])
+        for t, (choice, (head, cells)) in enumerate(
+            zip(recomputed(trace, weights), page.evaluate(_SHARES), strict=True)
+        ):
+            if choice.place is None:
+                continue
+            ids = trace.candidate_ids[t].tolist()
+            expected = {i: _shown_share(p) for i, p in zip(ids, choice.log_pi, strict=True)}
+            assert dict(cells) == expected
+            unknown = bool(np.isnan(choice.log_pi).all())
+            assert head == ("π" if choice.exact or unknown else "π ≤")
+            heads.add((head, unknown))
+            if unknown and t == len(trace) - 1:
+                assert "the edge is not known" in page.locator("#details .doubt").inner_text()
+                assert "π is not known" in page.locator("#details").inner_text()
+    assert ("π", True) in heads if name == "two experts" else ("π", True) not in heads
+
+
 def test_values_by_token_are_in_force_until_the_slider_is_moved(opened: Opened) -> None:
     trace = case(5, 2, (1.0, 0.5), tokens=4).trace
     lm = knob(trace, [1, 0], [0, 1], 0.5)

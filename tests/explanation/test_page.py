@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +17,7 @@ from PIL import Image
 from infer_kit.errors import InferKitError
 from infer_kit.explanation import Explanation
 from infer_kit.explanation.contexts import readable
-from infer_kit.explanation.page import MARK, check_target, embedded
+from infer_kit.explanation.page import MARK, check_target, embedded, write_page
 from infer_kit.explanation.pictures import LONGEST, shown
 from tests.explanation.cases import case
 from tests.explanation.pages import ATTACKS, explanation, free, trace_with
@@ -154,6 +156,45 @@ def test_where_nothing_can_be_written_it_is_said(tmp_path: Path) -> None:
         check_target(tmp_path / "none" / "page.html")
     assert check_target(tmp_path / "new.html") == tmp_path / "new.html"
     assert not (tmp_path / "new.html").exists()
+
+
+def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="no limits on files here")
+    trace = case(1, 2, (1.0, 0.5)).trace
+    made = explanation(trace, free(trace))
+    path = made.save(tmp_path / "page.html")
+    path.chmod(0o640)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))  # as on a disk that gets full
+    try:
+        for name in ("page.html", "new.html"):
+            with pytest.raises(InferKitError, match=rf"{name}' cannot be written: File too large"):
+                made.save(tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
+    assert path.read_bytes() == before
+    again = replace(made, question="another")
+    link = tmp_path / "link.html"
+    link.symlink_to(path)
+    again.save(link)
+    assert link.is_symlink() and path.stat().st_mode & 0o777 == 0o640
+    assert "another" in path.read_text(encoding="utf-8")
+    assert {p.name for p in tmp_path.iterdir()} == {"page.html", "link.html"}
+
+
+def test_no_file_takes_the_place_of_a_device(tmp_path: Path) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes with names here")
+    trace = case(1, 2, (1.0, 0.5)).trace
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(pipe.read_text, encoding="utf-8")
+        write_page(pipe, explanation(trace, free(trace)).html())
+        assert MARK in read.result(timeout=30)
+    assert pipe.is_fifo()
 
 
 def test_a_folder_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,9 @@ KINDS: dict[str, dict] = {
     "a cut-off by two": {
         "weights": (0.6, 0.5, -0.4), "plausibility": 0.3, "experts": (0, 1), "spread": 1.0,
     },
+    "a cut-off by signed shares": {
+        "weights": (1.1, -0.3, 0.4), "plausibility": 0.3, "experts": (0, 1), "spread": 1.0,
+    },
     "a cut-off of one": {"weights": (1.3, -0.3), "plausibility": 1.0},
     "mixture": {"weights": (0.5, 0.2, 0.3), "pool": "mixture"},
     "mixture, a cut-off": {"weights": (0.5, 0.5), "pool": "mixture", "plausibility": 0.2},
@@ -58,7 +61,7 @@ def test_at_the_weights_in_force_it_is_the_token_that_was_chosen(kind: str) -> N
             assert choice.exact or choice.doubt == CUT
             if choice.exact:
                 assert choice.log_pi[choice.place] == pytest.approx(made.trace.pooled[t], abs=1e-5)
-        if kind not in ("a cut-off by two", "a cut-off of one"):
+        if not kind.startswith(("a cut-off by", "a cut-off of")):
             assert sum(c.certain for c in choices) >= len(choices) - 1  # a near tie now and then
 
 
@@ -83,23 +86,44 @@ def test_no_certificate_is_false(kind: str) -> None:
 
 @kinds
 def test_log_pi_is_that_of_the_whole_vocabulary_or_above(kind: str) -> None:
-    exact = bounds = 0
+    exact = bounds = unknown = 0
     for seed in range(20):
         made = _made(kind, seed)
         random = np.random.default_rng(seed)
         for weights in [made.trace.weights[0], *_others(made, random)]:
             for t, choice in enumerate(recomputed(made.trace, weights)):
-                if choice.place is None or choice.doubt == CUT:
+                if choice.place is None:
                     continue
                 pooled = made.log_pi(weights, t)[made.trace.candidate_ids[t]]
                 left = np.isfinite(choice.log_pi)
-                if choice.exact:
+                if np.isnan(choice.log_pi).all():
+                    unknown += 1
+                    assert choice.doubt == CUT and not choice.exact
+                elif choice.exact:
                     exact += 1
                     assert choice.log_pi[left] == pytest.approx(pooled[left], abs=1e-4)
                 else:
                     bounds += 1
                     assert (choice.log_pi[left] >= pooled[left] - 1e-4).all()
     assert exact > 0
+    assert (unknown > 0) == (kind in ("a cut-off by two", "a cut-off by signed shares"))
+
+
+def test_what_the_edge_of_the_cut_off_leaves_open_has_no_log_pi() -> None:
+    made = case(3, 2, (2.0, -1.0), plausibility=0.3, tokens=1)
+    trace = made.trace
+    place = int(np.flatnonzero(trace.candidate_ids[0] == trace.token_ids[0])[0])
+    logprobs = trace.candidate_logprobs[0].copy()
+    other = (place + 1) % len(logprobs)
+    logprobs[:, 0] = logprobs[:, 0].max() - 9.0
+    logprobs[place, 0] = -0.1
+    logprobs[other, 0] = -0.1 + np.log(0.3) + 1e-6
+    trace = replace(trace, candidate_logprobs=(logprobs,))
+    (own,) = recomputed(trace)
+    assert own.exact and np.flatnonzero(np.isnan(own.log_pi)).tolist() == [other]
+    assert own.log_pi[place] == pytest.approx(trace.pooled[0])
+    (moved,) = recomputed(trace, [2.5, -1.5])
+    assert not moved.exact and np.isnan(moved.log_pi).all()
 
 
 def test_what_nothing_bounds_is_never_certain() -> None:
