@@ -84,6 +84,27 @@ HARNESS_MUTANTS = (
         (OF_ARGUMENTS,),
     ),
     Mutant(
+        "harness: the hash leaves subfolders out",
+        ARGUMENTS,
+        "    return sorted(found)\n",
+        '    return sorted(told for told in found if "/" not in told[0])\n',
+        (OF_ARGUMENTS,),
+    ),
+    Mutant(
+        "harness: the hash leaves files without .json out",
+        ARGUMENTS,
+        "            if file.is_file():\n",
+        '            if file.suffix in (".json", ".safetensors", ".bin", ".jinja"):\n',
+        (OF_ARGUMENTS,),
+    ),
+    Mutant(
+        "harness: the hash leaves versions out",
+        ARGUMENTS,
+        '_PACKAGES = ("infer-kit", "torch", "transformers")',
+        '_PACKAGES = ("infer-kit",)',
+        (OF_ARGUMENTS,),
+    ),
+    Mutant(
         "harness: unknown generation arguments pass",
         WRITING,
         "        if name not in known:",
@@ -110,6 +131,13 @@ HARNESS_MUTANTS = (
         "base=base if shares else None",
         "base=None",
         (OF_TOKENS,),
+    ),
+    Mutant(
+        "harness: a demonstration has the first answer",
+        LMMS,
+        "shot_of(sample).turns()",
+        "shot_of(__import__('dataclasses').replace(sample, answers=sample.answers[:1])).turns()",
+        (OF_LMMS,),
     ),
     Mutant(
         "harness: pictures are left out",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,7 @@ COMPOSED = ("reward", "beta", "tuned", "untuned")
 """Arguments of a base with rewards."""
 
 _RUNTIME = {"batch_size", "max_batch_size", "device"}  # change no figure but by rounding
-_WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.jinja")
+_PACKAGES = ("infer-kit", "torch", "transformers")
 
 
 def check_names(given: Iterable[str], known: Iterable[str]) -> None:
@@ -125,22 +126,34 @@ def check_reward(folder: Any) -> str:
 def configuration_hash(model: str, model_args: Mapping[str, Any] | None) -> str:
     """12 hex digits that tell one evaluated model from another.
 
-    Of the model's name, all its arguments but batch size and device, this package's version, and
-    size and time of the files in every folder that an argument names: weights trained anew in the
-    same folder are another model.
+    Of the model's name, all its arguments but batch size and device, the versions of this package,
+    torch and transformers, and size and time of all files in every folder that an argument names,
+    and in its subfolders, but for hidden ones: weights trained anew in the same folder are another
+    model.
     """
     arguments = {k: v for k, v in (model_args or {}).items() if k not in _RUNTIME}
     named = sorted({name for value in arguments.values() for name in _folders(value)})
-    files = {
-        name: [
-            (file.name, file.stat().st_size, file.stat().st_mtime_ns)
-            for pattern in _WEIGHTS
-            for file in sorted(Path(folder_of(name)).glob(pattern))
-        ]
-        for name in named
-    }
-    told = json.dumps([model, arguments, version("infer-kit"), files], sort_keys=True, default=str)
+    files = {name: _files(folder_of(name)) for name in named}
+    versions = [version(package) for package in _PACKAGES]
+    told = json.dumps([model, arguments, versions, files], sort_keys=True, default=str)
     return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
+def _files(folder: str) -> list[tuple[str, int, int]]:
+    """Name, size and time of the files of a folder and those below it; links are followed."""
+    found, seen = [], set()
+    for where, below, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(where))
+        below[:] = [
+            name
+            for name in below
+            if not name.startswith(".") and os.path.realpath(Path(where, name)) not in seen
+        ]
+        for file in (Path(where, name) for name in names if not name.startswith(".")):
+            if file.is_file():
+                told = file.stat()
+                found.append((str(file.relative_to(folder)), told.st_size, told.st_mtime_ns))
+    return sorted(found)
 
 
 def _folders(value: Any) -> list[str]:

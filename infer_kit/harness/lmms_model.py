@@ -3,11 +3,12 @@
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from infer_kit.errors import InferKitError, MissingExtra, UnsupportedArgument
-from infer_kit.evaluation.samples import Sample, read_samples
+from infer_kit.evaluation.few_shot import shot_of
+from infer_kit.evaluation.samples import read_samples
 from infer_kit.harness.arguments import check_model
 from infer_kit.harness.generation import (
     before_stop,
@@ -54,7 +55,8 @@ class InferKitLMMS(lmms):
         """Args:
         pretrained: a folder, a name on the hub, or a bundled model ("demo", "demo-icl").
         method: a name of `infer_kit.methods.named.CLASSES`: direct, red, parallel_icl, vcd, ...
-        demonstrations: of parallel_icl, a JSONL file of answered samples.
+        demonstrations: of parallel_icl, a JSONL file of answered samples; of several answers
+            to one the most common is shown.
         **options: the method's, by their names; and dtype, attn_implementation,
             trust_remote_code.
 
@@ -77,7 +79,8 @@ class InferKitLMMS(lmms):
                 "demonstrations, and no other method does.",
                 hint="demonstrations=shots.jsonl, answered samples, a line each.",
             )
-        shots = None if demonstrations is None else read_samples(demonstrations)
+        samples = () if demonstrations is None else read_samples(demonstrations)
+        shots = [shot_of(sample).turns() for sample in samples]
         self._batch_size = read_batch_size(1 if batch_size is None else batch_size)
         trusted = bool(loading.get("trust_remote_code"))
         check_model(pretrained, "pretrained", trust_remote_code=trusted)
@@ -86,7 +89,7 @@ class InferKitLMMS(lmms):
             method, named.model, named.processor, options, named.prompts, trace=False
         )
         if isinstance(self.recipe, ParallelICL):
-            self.recipe.fit([_answered(shot) for shot in shots or ()])
+            self.recipe.fit(shots)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The method's answer to each (context, gen_kwargs, doc_to_visual, doc_id, task, split)."""
@@ -166,8 +169,3 @@ def parts(text: str, pictures: Sequence[Any], where: str) -> list[dict[str, Any]
         if image is not None:
             content.append(image)
     return content
-
-
-def _answered(sample: Sample) -> list[Mapping[str, Any]]:
-    answer = [{"type": "text", "text": sample.answers[0]}]
-    return [*sample.chat(), {"role": "assistant", "content": answer}]

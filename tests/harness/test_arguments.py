@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,42 @@ def test_the_hash_follows_every_folder_of_a_list(tmp_path: Path) -> None:
         before = configuration_hash("infer-kit", {"ensemble": value})
         file.write_text(file.read_text() + " ")
         assert configuration_hash("infer-kit", {"ensemble": value}) != before
+
+
+def test_the_hash_follows_every_file_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> str:
+        return configuration_hash("infer-kit", {"pretrained": str(tmp_path / "model")})
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "model/linked").symlink_to(tmp_path / "shared")
+    (tmp_path / "model/itself").symlink_to(tmp_path / "model")
+    hashes = [told()]
+    for name in (
+        "model.gguf", "vocab.txt", "tokenizer.model", "adapter/adapter_model.safetensors",
+        "adapter/deeper/weights.pt", "linked/weights.bin",
+    ):  # fmt: skip
+        path = tmp_path / "model" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for content in ("one", "other"):  # there, and then with other content
+            path.write_text(content)
+            hashes.append(told())
+    assert len(set(hashes)) == len(hashes)
+    for name in (".gitattributes", ".cache/huggingface/model.lock"):
+        path = tmp_path / "model" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("hidden")
+    (tmp_path / "model/gone").symlink_to(tmp_path / "nowhere")
+    assert told() == hashes[-1]
+    for package in ("torch", "transformers", "infer-kit"):
+        monkeypatch.setattr(
+            "infer_kit.harness.arguments.version",
+            lambda name, package=package: "0" if name == package else version(name),
+        )
+        hashes.append(told())
+    assert len(set(hashes)) == len(hashes)
 
 
 def test_greedy_tasks_leave_out_what_shapes_sampling() -> None:

@@ -21,6 +21,8 @@ from infer_kit import demo
 from infer_kit.demo import icl
 from infer_kit.demo.scenes import held_out
 from infer_kit.errors import InferKitError, UnsupportedArgument
+from infer_kit.evaluation.few_shot import shot_of
+from infer_kit.evaluation.samples import read_samples
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not initialized:UserWarning")
 
@@ -91,6 +93,23 @@ def test_parallel_icl_learns_from_a_file(lmms_class: Any, tmp_path: Path) -> Non
     expected = picl.generate([episode.query.turn()], max_new_tokens=2, do_sample=False).text
     assert lm.generate_until(asked(lm, [episode.query], max_new_tokens=2)) == [expected]
     assert expected == episode.query.answer
+
+
+def test_a_demonstration_says_what_most_annotators_say(
+    lmms_class: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(ik.ParallelICL, "fit", lambda self, shots: shown.extend(shots))
+    file = tmp_path / "shots.jsonl"
+    lines = [
+        {"id": "1", "question": "what is it ?", "answers": ["car", "red", "blue", "red"]},
+        {"id": "2", "question": "which ?", "choices": ["red", "blue"], "answers": ["B"]},
+    ]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    lmms_class(pretrained="demo-icl", method="parallel_icl", demonstrations=str(file), device="cpu")
+    assert shown == [shot_of(sample).turns() for sample in read_samples(file)]
+    said = [[part["text"] for turn in shot for part in turn["content"]] for shot in shown]
+    assert said == [["what is it ?", "red"], ["which ?\nA. red\nB. blue", "B"]]
 
 
 def test_answers_end_before_a_stop_text(lmms_class: Any) -> None:
@@ -173,8 +192,6 @@ def test_several_processes_are_refused(lmms_class: Any, monkeypatch: pytest.Monk
 def test_words_are_told_by_the_demonstrations_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from infer_kit.evaluation.samples import read_samples
-
     monkeypatch.setattr(sys, "argv", ["write_words.py", "--out", str(tmp_path)])
     write_words.main()
     shots, queries = (read_samples(tmp_path / f"{name}.jsonl") for name in ("shots", "test"))
