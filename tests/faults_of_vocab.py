@@ -150,9 +150,9 @@ VOCAB_MUTANTS = (
     ),
     Mutant(
         "vocab: texts to score read as soon as one waits",
-        "vocab/ensemble.py",
-        "        if going and all(map(pace.waits, going)):\n",
-        "        if going and any(map(pace.waits, going)):\n",
+        "vocab/pace.py",
+        "            if going and all(map(self.waits, going)):\n",
+        "            if going and any(map(self.waits, going)):\n",
         ("tests/vocab/test_ensemble_laws.py",),
     ),
     Mutant(

@@ -12,8 +12,6 @@ from infer_kit.vocab.pooled_text import PooledText
 from infer_kit.vocab.reducer import ZeroProbability
 from infer_kit.vocab.results import LogProb
 
-_AHEAD = 32  # symbols of a text that reading ahead looks at
-
 
 @dataclass(frozen=True)
 class Continuation:
@@ -71,23 +69,11 @@ def score_continuations(
 
 def _read_all(pace: Pace, symbols: Sequence[Sequence[int]]) -> list[bool]:
     """Read texts to their ends, each at its own pace; whether each is what greedy decoding says."""
-    places = [0] * len(symbols)
     greedy = [True] * len(symbols)
-    going = set(range(len(symbols)))
-    while going:
-        for row in [row for row in going if not pace.waits(row)]:
-            place, places[row] = places[row], places[row] + 1
-            if place == len(symbols[row]):
-                going.remove(row)
-                continue
-            text = pace.texts[row]
-            # The law is asked for as long as the text may still be greedy, most often once.
-            greedy[row] = greedy[row] and _likeliest(text) == symbols[row][place]
-            text.foresee(symbols[row][place + 1 : place + 1 + _AHEAD])
-            pace.start(row, symbols[row][place])
-        if going and all(map(pace.waits, going)):
-            pace.read(going)
-        pace.forget()
+    for row, place in pace.score(symbols):
+        text = pace.texts[row]
+        # The law is asked for as long as the text may still be greedy, most often once.
+        greedy[row] = greedy[row] and _likeliest(text) == symbols[row][place]
     return greedy
 
 

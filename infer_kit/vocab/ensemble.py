@@ -49,7 +49,6 @@ from infer_kit.vocab.vocabulary import Vocabulary
 from infer_kit.vocab.weighting import WeightRule, make_weighting
 
 _LEAKY = 0.05  # canonical mass lost per symbol above which another mode is recommended
-_AHEAD = 32  # symbols of a text to score that reading ahead looks at
 
 
 class Ensemble:
@@ -231,7 +230,8 @@ class Ensemble:
         split = [self._split(piece, before) for piece, before in zip(texts, prompts, strict=True)]
         symbols = [spelled for _, spelled in split]
         states, readers = self._start(self._conditionings([before for before, _ in split]))
-        _read_all(Pace(states, readers), symbols)
+        for _ in Pace(states, readers).score(symbols):
+            pass
         if end:
             for member, reader in enumerate(readers):
                 reducers = [state.reducers[member] for state in states]
@@ -389,20 +389,3 @@ def _forced(reducer: CertifiedReducer, symbols: Sequence[int]) -> Steps:
     for place, symbol in enumerate(symbols):
         reducer.ahead = symbols[place + 1 :]
         yield from reducer.advance(symbol)
-
-
-def _read_all(pace: Pace, symbols: Sequence[Sequence[int]]) -> None:
-    """Texts to score are read to their ends, each at its own pace."""
-    places = [0] * len(symbols)
-    going = set(range(len(symbols)))
-    while going:
-        for row in [row for row in going if not pace.waits(row)]:
-            place, places[row] = places[row], places[row] + 1
-            if place == len(symbols[row]):
-                going.remove(row)
-                continue
-            pace.texts[row].foresee(symbols[row][place + 1 : place + 1 + _AHEAD])
-            pace.start(row, symbols[row][place])
-        if going and all(map(pace.waits, going)):
-            pace.read(going)
-        pace.forget()

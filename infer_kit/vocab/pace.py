@@ -1,10 +1,12 @@
 """Texts that go on symbol by symbol, each at its own pace, and share the models' forwards."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from infer_kit.vocab.pooled_text import Before, PooledText
 from infer_kit.vocab.reading import Reader, Waiting
+
+_AHEAD = 32  # symbols of a text to score that reading ahead looks at
 
 
 @dataclass(slots=True)
@@ -73,6 +75,23 @@ class Pace:
         for row, step in [(row, step) for row, step in self._steps.items() if not step.waiting]:
             del self._steps[row]
             self.texts[row].after(step.symbol, step.before)
+
+    def score(self, symbols: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
+        """Read what is to be scored to its end; yields row and place before each symbol is read."""
+        places = [0] * len(symbols)
+        going = set(range(len(symbols)))
+        while going:
+            for row in [row for row in going if not self.waits(row)]:
+                place, places[row] = places[row], places[row] + 1
+                if place == len(symbols[row]):
+                    going.remove(row)
+                    continue
+                yield row, place
+                self.texts[row].foresee(symbols[row][place + 1 : place + 1 + _AHEAD])
+                self.start(row, symbols[row][place])
+            if going and all(map(self.waits, going)):
+                self.read(going)
+            self.forget()
 
     def forget(self) -> None:
         """Free what no text can go on from; call it after each symbol."""
