@@ -10,24 +10,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from evals.data.writing import shown_errors
+from evals.data.writing import drawn_arguments, run_drawn
 from infer_kit.demo.samples import write_scenes
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--split", default="test", help="names the file, SPLIT.jsonl (test)")
-    parser.add_argument("--count", type=int, default=200, metavar="N", help="samples (200)")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples (0)")
+def write(path: Path, options: argparse.Namespace) -> None:
+    write_scenes(path, options.count, options.seed)
 
-    options = parser.parse_args(argv)
-    path = options.out / f"{options.split}.jsonl"
-    with shown_errors():
-        write_scenes(path, options.count, options.seed)
-    print(f"{path}: {options.count} samples")
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = drawn_arguments(__doc__)
+    run_drawn(parser, write, argv)
 
 
 if __name__ == "__main__":

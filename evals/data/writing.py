@@ -12,13 +12,15 @@ import re
 import string
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from infer_kit.errors import InferKitError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -128,14 +130,27 @@ def arguments(description: str | None, images: str | None = None) -> argparse.Ar
         description: the docstring of the script.
         images: what the folder of images has in it, where there is one.
     """
+    parser = _parser(description)
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N samples only")
+    if images is not None:
+        parser.add_argument("--images", type=Path, metavar="DIR", help=f"folder with {images}")
+    return parser
+
+
+def drawn_arguments(description: str | None) -> argparse.ArgumentParser:
+    """The arguments of scripts that draw samples with a seed and read no files."""
+    parser = _parser(description)
+    parser.add_argument("--count", type=int, default=200, metavar="N", help="samples (200)")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples (0)")
+    return parser
+
+
+def _parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--split", default="test", help="names the file, SPLIT.jsonl (test)")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N samples only")
-    if images is not None:
-        parser.add_argument("--images", type=Path, metavar="DIR", help=f"folder with {images}")
     return parser
 
 
@@ -151,6 +166,19 @@ def run(parser: argparse.ArgumentParser, convert: Convert, argv: Sequence[str] |
         output = Output(options.out, options.split, images)
         path = options.out / f"{options.split}.jsonl"
         report(path, write(path, convert(options, output), options.limit), output)
+
+
+def run_drawn(
+    parser: argparse.ArgumentParser,
+    write: Callable[[Path, argparse.Namespace], None],
+    argv: Sequence[str] | None,
+) -> None:
+    """Parse `drawn_arguments` and write the file of samples; errors are shown as `run` does."""
+    options = parser.parse_args(argv)
+    path = options.out / f"{options.split}.jsonl"
+    with shown_errors():
+        write(path, options)
+    print(f"{path}: {options.count} samples")
 
 
 @contextmanager
@@ -173,7 +201,8 @@ def write(path: Path, entries: Iterator[Entry], limit: int | None = None) -> Cou
 
     Raises:
         InferKitError: an id comes twice, a question or all answers are empty, an answer is not
-            the letter of a choice, there are no samples, or the file cannot be written.
+            the letter of a choice, a text has half of a surrogate pair, there are no samples, or
+            the file cannot be written.
     """
     from tqdm import tqdm
 
@@ -194,7 +223,9 @@ def write(path: Path, entries: Iterator[Entry], limit: int | None = None) -> Cou
                         hint="Is a file given twice, or a record in it doubled?",
                     )
                 seen[entry.id] = entry.where
-                file.write(json.dumps(_record(entry), ensure_ascii=False) + "\n")
+                record = _record(entry)
+                _check_characters(record, entry.where)
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 counts[entry.category or ""] += 1
                 if limit is not None and len(seen) == limit:
                     break
@@ -266,6 +297,29 @@ def _record(entry: Entry) -> dict[str, Any]:
         if getattr(entry, name) is not None:
             record[name] = getattr(entry, name)
     return record
+
+
+def _check_characters(record: Mapping[str, Any], where: str) -> None:
+    """Refuse half of a surrogate pair, which valid JSON may have and UTF-8 has not."""
+    for name, value in record.items():
+        for text in _texts(value):
+            if _SURROGATE.search(text):
+                raise InferKitError(
+                    f"{where}: {name} has half of a surrogate pair: {text!r}.",
+                    hint="Was the text cut between the halves of a character?",
+                )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _texts(item)
 
 
 def _unwritable(path: Path, error: OSError) -> InferKitError:

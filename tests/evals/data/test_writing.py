@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from evals.data import reading
-from evals.data.writing import Entry, Output, write
+from evals.data.writing import Entry, Output, drawn_arguments, run_drawn, write
 from infer_kit.errors import InferKitError, MissingExtra
 from tests.evals.data.conftest import as_json, as_lines, pictures
 from tests.evals.data.test_coco_based import gqa_file, textvqa_file
@@ -161,6 +161,17 @@ def test_a_failed_run_leaves_the_old_file(convert, tmp_path: Path) -> None:
         ([entry(question=" \n")], "f, record 1: the question is empty"),
         ([entry(answers=["", " "])], "f, record 1: there is no answer"),
         ([entry(answers=["C"], choices=["x", "y"])], r"\['C'\] are not letters of the 2 choices"),
+        (
+            [entry("1"), entry("2", where="f, record 2", question="a \ud83d?")],
+            r"f, record 2: question has half of a surrogate pair: 'a \\ud83d\?'",
+        ),
+        ([entry(answers=["a", "\ude00"])], "f, record 1: answers has half of a surrogate"),
+        ([entry(context="\ud83d")], "f, record 1: context has half of a surrogate"),
+        ([entry(passage="\ud83d")], "f, record 1: text has half of a surrogate"),
+        (
+            [entry(demonstrations=[{"question": "q", "answer": "a", "images": ["\udcff.png"]}])],
+            "f, record 1: demonstrations has half of a surrogate",
+        ),
         ([], "There is no sample to write"),
     ],
 )
@@ -169,6 +180,22 @@ def test_checks(tmp_path: Path, entries: list[Entry], message: str) -> None:
     with pytest.raises(InferKitError, match=message):
         write(path, iter(entries))
     assert not list(path.parent.iterdir())
+
+
+def test_half_of_a_character_in_valid_json(fails, convert, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"question": "\\ud83d?", "answer": "#### 1"}\n')
+    assert f"{path}, line 1: question has half of a surrogate" in fails("gsm8k", questions=path)
+    path.write_text('{"question": "\\ud83d\\ude00?", "answer": "#### 1"}\n')
+    assert convert("gsm8k", questions=path)[0].question == "😀?"
+
+
+def test_scripts_that_draw_have_the_same_arguments(tmp_path: Path) -> None:
+    parser = drawn_arguments("d")
+    made = []
+    argv = ["--out", str(tmp_path), "--split", "dev", "--count", "3", "--seed", "7"]
+    run_drawn(parser, lambda path, options: made.append((path, options.count, options.seed)), argv)
+    assert made == [(tmp_path / "dev.jsonl", 3, 7)]
 
 
 def test_letters_outside_ascii_and_names_of_pictures(tmp_path: Path) -> None:
