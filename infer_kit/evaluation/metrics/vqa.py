@@ -61,6 +61,12 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     counts, as leaving it out would leave nothing. With two or three the best score is below 1, as
     the formula has it.
 
+    As with the official evaluator, which drops articles, an empty prediction is right where the
+    answers are articles alone (options that are called "a", say):
+
+    >>> vqa_accuracy("", ["a"] * 10)
+    1.0
+
     Args:
         prediction: what was answered. answers: n answers, of an annotator each.
     """
