@@ -158,8 +158,8 @@ EVALUATION_MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "evaluation: the instruction is asked of the rationale",
         ANSWERING,
-        "last = not self.instructs_itself",
-        "last = True",
+        "instructed=not self.instructs_itself",
+        "instructed=True",
         ("tests/evaluation/test_answering.py",),
     ),
     Mutant(
