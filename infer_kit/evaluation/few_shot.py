@@ -21,8 +21,7 @@ def shots_from(
     Raises:
         InferKitError: some leak, there are too few, or they are texts without questions.
     """
-    if any(sample.passage is not None for sample in pool):
-        raise InferKitError(f"{where}: demonstrations are questions with answers, not texts.")
+    every = tuple(map(shot_of, pool))
     leaking = leaks(pool, samples)
     if leaking:
         shown = ", ".join(repr(sample.id) for sample in leaking[:_SHOWN])
@@ -32,10 +31,10 @@ def shots_from(
             hint="evals/data/few_shot.py makes a file without them.",
         )
     if shots is None:
-        return tuple(map(shot_of, pool))
+        return every
     if not 1 <= shots <= len(pool):
         raise InferKitError(f"{where} has {len(pool)} demonstrations, {shots} were asked for.")
-    return tuple(shot_of(sample) for sample in random.Random(seed).sample(list(pool), shots))
+    return tuple(random.Random(seed).sample(every, shots))
 
 
 def leaks(pool: Sequence[Sample], samples: Sequence[Sample]) -> list[Sample]:
@@ -67,6 +66,14 @@ def content_key(sample: Sample) -> str:
 
 
 def shot_of(sample: Sample) -> Shot:
-    """A sample as a demonstration, with the answer that most annotators gave, the first of them."""
+    """A sample as a demonstration, with the answer that most annotators gave, the first of them.
+
+    Raises:
+        InferKitError: it is a text without a question.
+    """
+    if sample.passage is not None:
+        raise InferKitError(
+            f"Sample {sample.id!r} is a text; demonstrations are questions with answers."
+        )
     answer = max(sample.answers, key=sample.answers.count)
     return Shot(sample.asked(), answer, sample.images)

@@ -54,7 +54,7 @@ def test_a_number_that_is_not_there_is_refused(shots: int) -> None:
 
 
 def test_texts_are_no_demonstrations() -> None:
-    with pytest.raises(InferKitError, match="questions with answers, not texts"):
+    with pytest.raises(InferKitError, match="Sample '1' is a text; demonstrations are questions"):
         shots_from([Sample("1", "", (), passage="x")], [], None, 0, "f")
 
 
