@@ -1,5 +1,6 @@
 """Models by what users call them: bundled ones, folders, names on the hub."""
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from infer_kit.backends import is_vllm
 from infer_kit.errors import InferKitError
 from infer_kit.methods.prompts import Prompts
 from infer_kit.processors import load_processor
-from infer_kit.vocab.sources import BUNDLED
+from infer_kit.vocab.sources import BUNDLED, is_bundled
 
 _ORIGIN = ("revision", "trust_remote_code")  # arguments of config, processor and weights alike
 
@@ -92,8 +93,8 @@ def load_beside(model: Any, name: str) -> NamedModel:
 
 
 def folder_of(name: str) -> str:
-    """The folder of a bundled model, unless a folder of that name is there; else the name."""
-    if not Path(name).is_dir() and name in BUNDLED:
+    """The folder of a bundled model, see `is_bundled`; else the name."""
+    if is_bundled(name):
         return str(Path(__file__).parent / BUNDLED[name])
     return name
 
@@ -128,7 +129,7 @@ def config_of(name: str, where: str, **origin: Any) -> Any:
         return AutoConfig.from_pretrained(where, **origin)
     except (OSError, ValueError) as error:
         raise InferKitError(
-            f"No model at {name!r}: {_first(error)}",
+            f"No model at {name!r}: {_first(error)}{_nearest(name)}",
             hint=f"Give a folder with config.json, a hub name, or one of {', '.join(BUNDLED)}.",
         ) from error
 
@@ -154,6 +155,12 @@ def _prompts_of(name: str, where: str) -> Prompts | None:
 
         return PROMPTS
     return None
+
+
+def _nearest(name: str) -> str:
+    """The bundled model that may be meant."""
+    close = difflib.get_close_matches(name, BUNDLED, n=1)
+    return f" Did you mean {close[0]!r}?" if close and close[0] != name else ""
 
 
 def _first(error: Exception) -> str:

@@ -18,12 +18,14 @@ def test_every_bundled_model_loads_ready_to_answer(name: str) -> None:
     assert (getattr(loaded.processor, "image_processor", None) is None) == ("text" in name)
 
 
-def test_a_folder_is_taken_before_a_bundled_name(
+def test_a_folder_with_a_model_is_taken_before_a_bundled_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert Path(folder_of("demo")) == MODEL_DIR
     (tmp_path / "demo").mkdir()
+    assert Path(folder_of("demo")) == MODEL_DIR
+    (tmp_path / "demo" / "config.json").write_text("{}")
     assert folder_of("demo") == "demo"
     with pytest.raises(InferKitError, match="No model at 'demo'"):
         load_model("demo")

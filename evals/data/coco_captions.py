@@ -36,7 +36,12 @@ def _from_coco(
     captions: dict[Any, list[str]] = defaultdict(list)
     for where, record in listed(content, "annotations", options.captions):
         captions[get(record, "image_id", where)].append(get(record, "caption", where))
-    for where, image in listed(content, "images", options.captions):
+    images = list(listed(content, "images", options.captions))
+    known = {get(image, "id", where) for where, image in images}
+    astray = sum(len(several) for id, several in captions.items() if id not in known)
+    if astray:
+        output.skipped["captions of images that are not listed"] += astray
+    for where, image in images:
         id = get(image, "id", where)
         name = get(image, "file_name", where)
         yield Entry(where, str(id), QUESTION, captions[id], [output.image(name, where)])

@@ -74,7 +74,9 @@ def main() -> None:
 
 
 def run_app(command: typer.Typer) -> None:
-    """Run a command; an `InferKitError` is shown without traceback, exit code 2.
+    """Run a command; an `InferKitError`, or what a disk refuses, is shown without traceback.
+
+    The exit code is then 2.
 
     `--debug`, anywhere in it, shows the traceback.
     """
@@ -83,14 +85,17 @@ def run_app(command: typer.Typer) -> None:
         os.environ["INFER_KIT_DEBUG"] = "1"
     try:
         command()
-    except InferKitError as error:
+    except (InferKitError, OSError) as error:
         if os.environ.get("INFER_KIT_DEBUG"):
             raise
         from rich.console import Console
         from rich.text import Text
 
         console = Console(stderr=True)
-        console.print(Text("Error: ", style="bold red") + Text(str(error), style="default"))
-        if error.hint:
-            console.print(Text("Hint:  ", style="bold") + Text(error.hint))
+        said, hint = str(error), getattr(error, "hint", None)
+        if isinstance(error, OSError) and error.filename is not None:
+            said = f"{str(error.filename)!r}: {error.strerror}."
+        console.print(Text("Error: ", style="bold red") + Text(said, style="default"))
+        if hint:
+            console.print(Text("Hint:  ", style="bold") + Text(hint))
         sys.exit(2)

@@ -1,6 +1,7 @@
 """`infer-kit compare`: two runs on the same samples."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +9,10 @@ import typer
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(help="A run's folder: the baseline.")],
-    second: Annotated[Path, typer.Argument(help="Another, on the same samples.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="FIRST SECOND", help="Folders of two runs; the first the baseline."),
+    ],
     show: Annotated[int, typer.Option(help="Samples that differ, to be shown.")] = 5,
     resamples: Annotated[int, typer.Option(help="Of the paired bootstrap.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Of the paired bootstrap.")] = 0,
@@ -20,16 +23,21 @@ def compare(
     """Compare two finished runs sample by sample: difference, interval, and who won where."""
     from infer_kit.errors import InferKitError
     from infer_kit.evaluation.comparison import compare as compared
+    from infer_kit.evaluation.figures import FinishedRun, labels_of
     from infer_kit.evaluation.run_folder import RunFolder
 
     if resamples < 100:
         raise InferKitError(f"--resamples is a number from 100 on, got {resamples}.")
-    found = compared(RunFolder(first), RunFolder(second), resamples, seed)
+    if len(runs) != 2:
+        named = ", ".join(map(str, runs))
+        raise InferKitError(f"Two runs are compared, and {len(runs)} are given: {named}.")
+    folders = [RunFolder(path) for path in runs]
+    found = compared(folders[0], folders[1], resamples, seed)
     if as_json:
         print(json.dumps(found.to_dict()))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     console = Console()
@@ -54,8 +62,17 @@ def compare(
         soft_wrap=True,
     )
     if found.flips and show > 0:
-        flips = Table("id", "question", "target", found.names[0][:24], found.names[1][:24])
+        labels = labels_of([FinishedRun(folder, folder.results) for folder in folders])
+        flips = Table("id", "question", "target", *(Column(Text(label)) for label in labels))
         for flip in found.flips[:show]:
-            texts = (flip.id, flip.question, str(flip.target), flip.first, flip.second)
+            texts = (flip.id, flip.question, _counted(flip.target), flip.first, flip.second)
             flips.add_row(*map(Text, texts))
         console.print(flips)
+
+
+def _counted(target: str | list[str]) -> str:
+    """True answers, each once, the most frequent first: white ×8, off white ×2."""
+    if isinstance(target, str):
+        return target
+    counts = Counter(target).most_common()
+    return ", ".join(answer if n == 1 else f"{answer} ×{n}" for answer, n in counts)

@@ -82,7 +82,11 @@ def evaluate(
 
     quiet()
     prepared = prepare(evaluation_of(context.params))
-    folder, results = run(prepared, out)
+    try:
+        folder, results = run(prepared, out)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command goes on where it stopped.", err=True)
+        raise
     show(str(folder.path), results, as_json)
 
 
@@ -107,7 +111,7 @@ def evaluation_of(given: Mapping[str, Any]) -> "Evaluation":
             raise InferKitError("--tensor-parallel-size is vLLM's: give --backend vllm.")
         arguments["tensor_parallel_size"] = given["tensor_parallel_size"]
     data = Path(given["data"])
-    if not data.exists() and given["data"] in SETS:
+    if not data.is_file() and given["data"] in SETS:
         data = written(given["data"], Path(given["out"]) / "data")
     same = {field.name for field in fields(Evaluation)} & given.keys()
     return Evaluation(

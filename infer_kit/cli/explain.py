@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from infer_kit.cli import one_question as ask
+from infer_kit.errors import InferKitError
 
 
 def explain(
@@ -33,13 +34,13 @@ def explain(
     """
     from infer_kit.cli.eval import quiet
     from infer_kit.explanation.page import check_target
-    from infer_kit.trace import checked_depth
 
     # all that can be wrong is said before the model is loaded
     request = ask.request_of(
         question, image, method, weight, set_, with_, demonstrations, max_new_tokens
     )
-    checked_depth(candidates)
+    if candidates < 1:
+        raise InferKitError(f"--candidates is a number from 1 on, got {candidates}.")
     check_target(out, force)
 
     from infer_kit.explanation import explain as explained

@@ -89,7 +89,13 @@ def request_of(
         raise InferKitError(f"--max-new-tokens is a number from 1 on, got {max_new_tokens}.")
     for picture in images or []:
         if not picture.is_file():
-            raise InferKitError(f"There is no picture {str(picture)!r}.")
+            what = "is a folder" if picture.is_dir() else "is not there"
+            raise InferKitError(f"The picture {str(picture)!r} {what}.")
+    if method.lower() in ("ensemble", "reduced"):
+        raise InferKitError(
+            f"The method {method!r} pools bytes, and is not for this verb.",
+            hint="infer-kit eval takes it; in Python, infer_kit.Ensemble.",
+        )
     name = canonical(method)
     options = method_options(method, weight, set_ or [])
     checked_options(name, options)

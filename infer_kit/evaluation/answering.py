@@ -18,11 +18,12 @@ from infer_kit.methods.named import (
     checked_options,
     class_of,
     did_you_mean,
+    option_value,
     options_of,
 )
 from infer_kit.methods.parallel_icl import ParallelICL
 from infer_kit.methods.prompts import KINDS, Prompts
-from infer_kit.methods.recipe import Recipe
+from infer_kit.methods.recipe import Recipe, parse_weight
 from infer_kit.named_models import NamedModel, load_beside
 
 PLAIN = (
@@ -98,6 +99,7 @@ class Asking:
         instruction: after every question. system: a turn before all others.
         shots: demonstrations for all samples. chat_template: Jinja, "plain", or None.
         generation: keywords of `generate`. trace: whether answers have one.
+        pictured: the id of a sample with a picture, if there is one.
     """
 
     instruction: str
@@ -106,6 +108,7 @@ class Asking:
     chat_template: str | None
     generation: Mapping[str, Any]
     trace: bool
+    pictured: str | None = None
 
 
 def check_method(name: str, options: Mapping[str, Any]) -> str:
@@ -127,6 +130,9 @@ def check_method(name: str, options: Mapping[str, Any]) -> str:
     if plain not in METHODS:
         raise InferKitError(f"Unknown method {name!r}.{did_you_mean(plain, METHODS)}")
     checked_options(plain, options)
+    knob = str(getattr(class_of(plain), "knob", ""))
+    if options.get(knob) is not None:
+        parse_weight(option_value(options[knob]), knob)
     _check_folders(plain, options)
     return canonical(plain)
 
@@ -199,6 +205,12 @@ def answerer_for(
     """
     if method in ENSEMBLES:
         return _OverSymbols(method, loaded, options, asking)
+    pictured = asking.pictured
+    if pictured is not None and getattr(loaded.processor, "image_processor", None) is None:
+        raise InferKitError(
+            f"Sample {pictured!r} has a picture, and the model takes none.",
+            hint="Its processor has no image processor; take a vision-language model.",
+        )
     template = PLAIN if asking.chat_template == "plain" else asking.chat_template
     if template is not None:
         options = {**options, "chat_template": template}

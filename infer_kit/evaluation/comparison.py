@@ -155,10 +155,12 @@ def _common(runs: Sequence[RunFolder], lines: Sequence[dict[str, Line]]) -> list
     limits = [run.results["config"]["limit"] for run in runs]
     ids = [id for id in lines[0] if id in lines[1]]
     if data[0] != data[1] or limits[0] != limits[1]:
+        why = f"--limit was {limits[0]} and {limits[1]}"
         raise InferKitError(
             f"The runs are on different samples: {runs[0].path.name} on {len(lines[0])}, "
-            f"{runs[1].path.name} on {len(lines[1])}, of data files that "
-            + ("differ." if data[0] != data[1] else "are the same, with different limits."),
+            f"{runs[1].path.name} on {len(lines[1])}; "
+            + (why if limits[0] != limits[1] else "the data files differ")
+            + ".",
             hint="Run both on the same file with the same --limit.",
         )
     if not ids:

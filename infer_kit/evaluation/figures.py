@@ -125,6 +125,7 @@ def speed_against_chunks(runs: Sequence[FinishedRun], path: Path) -> Path:
     axes.plot(x, [r.results["seconds"] / r.results["n"] for r in own], marker="o", color="tab:blue")
     axes.set_xlabel("chunks")
     axes.set_ylabel("seconds a sample", color="tab:blue")
+    axes.margins(y=0.15)
     axes.set_ylim(bottom=0)
     axes.set_xticks(x)
     other = axes.twinx()
@@ -154,15 +155,16 @@ def agreement_of(runs: Sequence[FinishedRun], path: Path) -> Path:
 
 
 def streams_by_token(run: FinishedRun, path: Path) -> Path | None:
-    """Each stream's mean part in the margin of the first, second, … token; None without traces.
+    """Each stream's mean part in the margin of the first, second, … token.
 
-    Only of products: the margins of others are no sums over streams.
+    None without traces, and where there is one stream. Only of products: the margins of others are
+    no sums over streams.
     """
     traces = [line["trace"] for line in run.folder.lines().values() if "trace" in line]
     traces = [trace for trace in traces if "parts" in trace and trace["streams"]]
     names = list(dict.fromkeys(name for trace in traces for name in trace["streams"]))
     width = min(max((len(trace["parts"]) for trace in traces), default=0), _MOST_TOKENS)
-    if not width:
+    if not width or len(names) < 2:
         return None
     total, count = np.zeros((len(names), width)), np.zeros((len(names), width))
     for trace in traces:

@@ -127,6 +127,7 @@ def prepare(evaluation: Evaluation) -> Prepared:
         chat_template=_template(e.chat_template),
         generation=_generation(e, task),
         trace=e.trace,
+        pictured=next((sample.id for sample in samples if sample.pictures), None),
     )
     revision = e.model_arguments.get("revision")
     trusted = bool(e.model_arguments.get("trust_remote_code"))
@@ -207,6 +208,9 @@ def _generation(e: Evaluation, task: Task) -> dict[str, Any]:
             )
         return {}
     generation = {"max_new_tokens": task.max_new_tokens, "do_sample": False, **e.generation}
+    most = generation["max_new_tokens"]
+    if isinstance(most, int) and most < 1:
+        raise InferKitError(f"--max-new-tokens is a number from 1 on, got {most}.")
     if generation.get("num_return_sequences", 1) != 1:
         raise InferKitError("An evaluation takes one answer a sample: num_return_sequences=1.")
     return generation

@@ -58,7 +58,9 @@ def rows_of(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
     for _, members in sorted(groups.items()):
         best = [(run.main[1], run.main[0]) for run in members]
         pairs = zip(members, labels_of(members), best, strict=True)
-        ordered = sorted(pairs, key=lambda p: p[2][0] if p[2][1] in _LOWER else -p[2][0])
+        ordered = sorted(
+            pairs, key=lambda p: (p[2][0] if p[2][1] in _LOWER else -p[2][0], _natural(p[1]))
+        )
         rows += [_row(run, label) for run, label, _ in ordered]
     return rows
 
@@ -145,12 +147,20 @@ def _figures(runs: Sequence[FinishedRun], out: Path, prefix: str) -> list[Path]:
         files.append(speed_against_chunks(chunked, out / f"{prefix}-speed-against-chunks.png"))
     answering = [run for run in runs if run.results["config"]["task"] != "bits_per_byte"]
     if len(answering) > 1:
+        labels = dict(zip(map(id, answering), labels_of(answering), strict=True))
+        answering.sort(key=lambda run: _natural(labels[id(run)]))
         files.append(agreement_of(answering, out / f"{prefix}-agreement.png"))
     for run in runs:
         path = out / f"{run.folder.path.name}-streams.png"
         if run.results["config"]["trace"] and streams_by_token(run, path) is not None:
             files.append(path)
     return files
+
+
+def _natural(label: str) -> list[tuple[float, str]]:
+    """Orders labels with their numbers as numbers."""
+    pieces = re.split(r"(\d+(?:\.\d+)?)", label)
+    return [(float(p), "") if p[:1].isdigit() else (-1.0, p) for p in pieces]
 
 
 def _is_number(value: Any) -> bool:

@@ -171,7 +171,10 @@ class _Loop:
         failed = {line["id"] for line in self.folder.failures()} | {sample.id}
         if len(failed) > self.prepared.evaluation.max_errors:
             if isinstance(error, InferKitError):
-                raise InferKitError(f"Sample {sample.id!r}: {error}", hint=error.hint) from error
+                raise InferKitError(
+                    f"Sample {sample.id!r}: {error}",
+                    hint=error.hint or "--max-errors N goes on past N such samples.",
+                ) from error
             raise InferKitError(
                 f"Sample {sample.id!r} failed: {_said(error)}",
                 hint="--debug shows the traceback; --max-errors N goes on past N such samples.",

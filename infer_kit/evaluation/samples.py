@@ -168,7 +168,11 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         except json.JSONDecodeError as error:
             raise InferKitError(f"{path}, line {number}: not JSON: {error}.") from error
         if not isinstance(record, Mapping):
-            raise InferKitError(f"{path}, line {number}: not an object but {line[:40]!r}.")
+            kind = "a list" if isinstance(record, list) else f"{record!r:.40}"
+            raise InferKitError(
+                f"{path}, line {number}: an object is expected, got {kind}.",
+                hint="A file of samples has one JSON object a line, and no list around them.",
+            )
         yield number, record
 
 
@@ -181,8 +185,10 @@ def _sample(record: Mapping[str, Any], path: Path, number: int) -> Sample:
             hint=f"Fields are {sorted(_FIELDS)}; evals/data/jsonl.py converts other files.",
         )
     id = record.get("id")
+    if id is None:
+        raise InferKitError(f"{where}: there is no id.", hint='Give each sample one: "id": "7".')
     if isinstance(id, bool) or not isinstance(id, str | int) or not str(id).strip():
-        raise InferKitError(f"{where}: id is a text that is not empty, got {id!r}.")
+        raise InferKitError(f"{where}: id is a text or a number, got {id!r}.")
     if "text" in record:
         others = sorted(set(record) - {"id", "text", "category"})
         if others:
@@ -204,11 +210,19 @@ def _sample(record: Mapping[str, Any], path: Path, number: int) -> Sample:
             f"{where} (id {id!r}): with choices an answer is a letter from A to {letters[-1]}, "
             f"got {wrong[0]!r}."
         )
+    question = _text(record.get("question"), "question", where)
+    images = _paths(record.get("images", []), path, where)
+    for text in (question, *choices):
+        for mark in _MARK.finditer(text):
+            if not 1 <= int(mark[1]) <= len(images):
+                raise InferKitError(
+                    f"{where} (id {id!r}): {mark[0]} marks a picture, and there are {len(images)}."
+                )
     return Sample(
         id=str(id),
-        question=_text(record.get("question"), "question", where),
+        question=question,
         answers=answers,
-        images=_paths(record.get("images", []), path, where),
+        images=images,
         choices=choices,
         category=_optional(record, "category", where),
         context=_optional(record, "context", where),
@@ -251,7 +265,10 @@ def _optional(record: Mapping[str, Any], field: str, where: str) -> str | None:
 
 def _texts(value: Any, field: str, where: str) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise InferKitError(f"{where}: {field} is a list of texts, got {value!r}.")
+        raise InferKitError(
+            f"{where}: {field} is a list of texts, got {value!r}.",
+            hint=f"Write {json.dumps([value])}." if isinstance(value, str) else None,
+        )
     for text in value:
         if not isinstance(text, str) or not text.strip():
             raise InferKitError(f"{where}: {field} has {text!r}, which is no text or an empty one.")
@@ -267,9 +284,12 @@ def _check_images(path: Path, samples: Sequence[Sample]) -> None:
     wanted = {image: s.id for s in samples for image in s.pictures}
     missing = [image for image in wanted if not image.is_file()]
     if missing:
-        shown = ", ".join(f"{str(image)!r} (id {wanted[image]!r})" for image in missing[:_SHOWN])
+        shown = ", ".join(
+            f"{str(image)!r} (id {wanted[image]!r}{', a folder' if image.is_dir() else ''})"
+            for image in missing[:_SHOWN]
+        )
         more = f", and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise InferKitError(
-            f"{path}: {len(missing)} of {len(wanted)} images are not there: {shown}{more}.",
+            f"{path}: {len(missing)} of {len(wanted)} images are no files: {shown}{more}.",
             hint="Paths are relative to the data file.",
         )

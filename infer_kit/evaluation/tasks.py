@@ -73,6 +73,13 @@ class Task:
                     f", and the task {self.name!r} takes "
                     f"{'texts' if self.is_scored else 'questions'}."
                 )
+            if sample.choices and self.score not in (_choice, _rounded):
+                raise InferKitError(
+                    f"{where}: sample {sample.id!r} has choices, and the task {self.name!r} judges "
+                    "free answers.",
+                    hint="Tasks with choices are choice, mmmu, mathvista, seed and mibench; all "
+                    "but choice and seed take free answers as well.",
+                )
             if self.name in _CHOSEN and not sample.choices:
                 raise InferKitError(
                     f"{where}: sample {sample.id!r} has no choices, which the task {self.name!r} "

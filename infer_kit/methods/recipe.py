@@ -179,6 +179,10 @@ class Recipe(ABC):
         self.backend.check(len(chats), **generate_kwargs)
         memory = self.backend.new_memory()
         groups = self.groups(chats, memory, **inputs)
+        if len(groups) != len(chats):
+            raise InferKitError(
+                f"{type(self).__name__}.groups made {len(groups)} groups for {len(chats)} chats."
+            )
         return MethodOutput.of(self._decode(groups, memory, generate_kwargs), single)
 
     def _decode(

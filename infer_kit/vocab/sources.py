@@ -18,6 +18,13 @@ BUNDLED = {
 """Models that ship with the package, by name; folders below it."""
 
 
+def is_bundled(name: str) -> bool:
+    """Whether a name is that of a bundled model, and not of a folder with a model or tokenizer."""
+    return name in BUNDLED and not any(
+        (Path(name) / file).is_file() for file in ("config.json", "tokenizer.json")
+    )
+
+
 def load_tokenizer(name: str) -> tuple[Vocabulary, Any]:
     """Vocabulary, and transformers tokenizer if there is one, of what a user names.
 
@@ -42,7 +49,7 @@ def load_tokenizer(name: str) -> tuple[Vocabulary, Any]:
                 hint="Known are .tiktoken, .bpe, SentencePiece's .model, and tokenizer.json.",
             ) from error
         return Vocabulary.from_hf(core, name=path.name), None
-    if not path.is_dir() and name in BUNDLED:
+    if is_bundled(name):
         path = Path(__file__).parents[1] / BUNDLED[name]
     from transformers import AutoTokenizer
 

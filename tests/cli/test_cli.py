@@ -123,7 +123,10 @@ def test_generate_shows_the_rationale_as_it_is(
         ),
         (("generate", "demo", "what?", "--method", "rde"), "Did you mean 'red'?"),
         (("generate", "demo", "what?", "--set", "wieght=1"), "Did you mean 'weight'?"),
-        (("generate", "demo", "what?", "--image", "none.png"), "There is no picture 'none.png'"),
+        (
+            ("generate", "demo", "what?", "--image", "none.png"),
+            "The picture 'none.png' is not there",
+        ),
         (("generate", "demo", "what?", "--method", "parallel-icl"), "needs demonstrations"),
         (("generate", "demo", " "), "The question is empty."),
         (("generate", "demo", "what?", "--max-new-tokens", "0"), "from 1 on, got 0"),

@@ -80,7 +80,7 @@ def test_a_report_has_tables_and_figures(runs: Path, tmp_path: Path) -> None:
     assert "red (weight=1)" in done.stdout
     names = {path.name for path in tmp_path.iterdir()}
     assert {"runs.csv", "1-demo-scenes-against-weight.png", "1-demo-scenes-agreement.png"} <= names
-    assert sum(name.endswith("-streams.png") for name in names) == 4
+    assert sum(name.endswith("-streams.png") for name in names) == 2  # of two streams
     assert len((tmp_path / "runs.csv").read_text().splitlines()) == 5
 
 
@@ -143,3 +143,33 @@ def test_labels_tell_runs_apart(tmp_path: Path) -> None:
     table = (tmp_path / "r" / "runs.csv").read_text()
     for label in ("instruction=Be short.", "max_new_tokens=1", "seed=4"):
         assert label in table
+
+
+def test_a_folder_of_a_bundled_models_name_is_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`infer-kit demo --save demo/` makes one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert "accuracy" in run("eval", *DEMO)
+
+
+def test_compare_takes_two_runs(runs: Path) -> None:
+    several = sorted(map(str, runs.glob("*-red-*")))
+    with pytest.raises(InferKitError, match="Two runs are compared, and 3 are given"):
+        run("compare", *several)
+
+
+def test_what_a_disk_refuses_is_said_without_traceback(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-m", "infer_kit", "demo", "--questions", "4", "--save", "file/x"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "'file/x': Not a directory." in done.stderr and "Traceback" not in done.stderr
+
+
+def test_true_answers_are_counted() -> None:
+    from infer_kit.cli.compare import _counted
+
+    assert _counted(["white", "off white", "white"]) == "white ×2, off white"
+    assert _counted("red") == "red"

@@ -80,7 +80,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "another file": (("--out", "notes.txt"), "exists and is not a page of infer-kit explain"),
     "no folder": (("--out", "none/page.html"), "There is no folder 'none'"),
     "a folder": (("--out", "."), "is a folder"),
-    "no picture": (("--out", "p.html", "--image", "no.png"), "There is no picture 'no.png'"),
+    "no picture": (("--out", "p.html", "--image", "no.png"), "The picture 'no.png' is not there"),
     "a method": (("--out", "p.html", "--method", "vdc"), "Did you mean 'vcd'"),
     "an option": (("--out", "p.html", "--set", "wieght=1"), "no option 'wieght'.*'weight'"),
     "an input": (("--out", "p.html", "--with", "rational=a"), "no 'rational' beside.*'rationale'"),
@@ -93,7 +93,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "demonstrations of red": (
         ("--out", "p.html", "--demonstrations", "d.jsonl"), "'red' takes no demonstrations",
     ),
-    "candidates": (("--out", "p.html", "--candidates", "0"), "how many candidates"),
+    "candidates": (("--out", "p.html", "--candidates", "0"), "--candidates is a number from 1 on, got 0"),
 }  # fmt: skip
 
 

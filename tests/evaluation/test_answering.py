@@ -140,3 +140,9 @@ def test_the_instruction_is_for_the_answer_and_not_for_the_rationale(
     assert len(request) == (method != "direct") and len(others) == (2 if method == "red" else 1)
     assert all("In one word." not in text for text in request)
     assert all("Who hid?\nIn one word." in text for text in others)
+
+
+def test_a_model_without_pictures_is_named_with_the_sample(scenes: Path, tmp_path: Path) -> None:
+    evaluation = Evaluation("demo-text-a", "exact", scenes, device="cpu")
+    with pytest.raises(InferKitError, match="Sample 'scene-0' has a picture, and the model takes"):
+        lines(evaluation, tmp_path)

@@ -63,8 +63,16 @@ def test_pictures_stand_where_they_are_marked(text: str, kinds: list[str]) -> No
 @pytest.mark.parametrize(
     "record, message",
     [
-        ({"question": "q", "answers": ["a"]}, "id is a text that is not empty, got None"),
-        (GOOD | {"id": " "}, "id is a text that is not empty"),
+        ({"question": "q", "answers": ["a"]}, "there is no id"),
+        (GOOD | {"id": " "}, "id is a text or a number, got ' '"),
+        (
+            GOOD | {"question": "What is in <image 2>?"},
+            r"<image 2> marks a picture, and there are 0",
+        ),
+        (
+            GOOD | {"choices": ["<image 1>", "b"], "answers": ["A"]},
+            r"<image 1> marks a picture, and there are 0",
+        ),
         (GOOD | {"question": ""}, "question is a text that is not empty, got ''"),
         (GOOD | {"answers": []}, "there is no answer"),
         (GOOD | {"answers": [""]}, "answers has '', which is no text or an empty one"),
@@ -73,11 +81,11 @@ def test_pictures_stand_where_they_are_marked(text: str, kinds: list[str]) -> No
         (GOOD | {"choices": ["one"]}, "2 to 26 choices, got 1"),
         (GOOD | {"choices": ["one", "two"]}, "an answer is a letter from A to B, got 'a cat'"),
         (GOOD | {"choices": ["x", "y"], "answers": ["C"]}, "a letter from A to B, got 'C'"),
-        (GOOD | {"images": ["gone.png"]}, r"1 of 1 images are not there: .*gone.png.*\(id '1'\)"),
+        (GOOD | {"images": ["gone.png"]}, r"1 of 1 images are no files: .*gone.png.*\(id '1'\)"),
         (GOOD | {"demonstrations": ["x"]}, "demonstrations is a list of objects"),
         (GOOD | {"demonstrations": [{"question": "q"}]}, "demonstration 0: answer is a text"),
         ({"id": "1", "text": "t", "answers": ["a"]}, r"a text to be scored has no \['answers'\]"),
-        (["a", "list"], "line 1: not an object"),
+        (["a", "list"], "line 1: an object is expected, got a list"),
         (GOOD | {"question": "\ud83d"}, "question has half of a surrogate pair"),
         (GOOD | {"answers": ["a\ud83d"]}, "answers has half of a surrogate pair"),
     ],

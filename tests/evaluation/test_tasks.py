@@ -112,3 +112,11 @@ def test_figures_of_pairs_need_all_samples_and_nothing_needs_one() -> None:
     for task in TASKS.values():
         if not task.is_scored:
             assert results_of(task, samples, {})["metrics"][task.main]["value"] is None
+
+
+@pytest.mark.parametrize("name", ["exact", "vqa", "gqa", "number", "pope", "coco_captions"])
+def test_choices_are_for_tasks_that_judge_letters(name: str) -> None:
+    sample = Sample("1", "q", ("A",), choices=("yes", "no"), images=(Path("1.png"),))
+    with pytest.raises(InferKitError, match=f"has choices, and the task '{name}' judges free"):
+        TASKS[name].check([sample], "data")
+    TASKS["mmmu"].check([sample, Sample("2", "q", ("free",))], "data")

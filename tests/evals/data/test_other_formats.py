@@ -36,7 +36,13 @@ def test_mmmu(convert, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         tmp_path / "validation-00000-of-00001.parquet",
         mmmu_row("validation_Accounting_1"),
         mmmu_row("validation_Art_Theory_2", options="[]", answer="2.5", question_type="open"),
-        mmmu_row("validation_Math_3", options="[]", answer="['24/7', '3.43']", image_2=None),
+        mmmu_row(
+            "validation_Math_3",
+            options="[]",
+            answer="['24/7', '3.43']",
+            image_2=None,
+            question="Which is <image 1>?",
+        ),
     )
     one, two, three = convert("mmmu", split="validation", questions=[path])
     assert (one.answers, one.category) == (("B",), "Accounting")
