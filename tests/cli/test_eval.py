@@ -52,7 +52,7 @@ def test_the_figures_come_as_json(tmp_path: Path) -> None:
 
 def test_a_sweep_writes_the_runs_that_eval_would(runs: Path) -> None:
     """Rationales are shared among the weights; the lines are the same."""
-    options = ("--method", "red", "--weight", "0.5", "--trace")
+    options = ("--method", "red", "--weight", "1", "--trace")  # not the first with rationales
     found = json.loads(run("eval", *DEMO, *options, "--out", str(runs / "one"), "--json"))
     name = Path(found["folder"]).name
     tables = []

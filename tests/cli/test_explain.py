@@ -93,7 +93,9 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "demonstrations of red": (
         ("--out", "p.html", "--demonstrations", "d.jsonl"), "'red' takes no demonstrations",
     ),
-    "candidates": (("--out", "p.html", "--candidates", "0"), "--candidates is a number from 1 on, got 0"),
+    "candidates": (
+        ("--out", "p.html", "--candidates", "0"), "--candidates is a number from 1 on, got 0",
+    ),
 }  # fmt: skip
 
 
