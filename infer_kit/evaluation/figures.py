@@ -51,8 +51,9 @@ class FinishedRun:
         return out
 
     def named(self, option: str) -> str:
-        """An option's value; of models the names that were given."""
-        return str(self.results["paths"]["options"].get(option, self.options[option]))
+        """An option's value; of models and rewards the names of their folders."""
+        given = str(self.results["paths"]["options"].get(option, self.options[option]))
+        return "+".join(Path(part).name for part in given.split("+")) if "/" in given else given
 
     @property
     def main(self) -> tuple[str, float, float]:
