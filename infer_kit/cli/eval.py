@@ -24,7 +24,7 @@ def evaluate(
         str,
         typer.Option(help="A JSONL file of samples (evals/data/ makes them); demo, demo-icl."),
     ],
-    task: Annotated[str, typer.Option(help="How answers are judged; infer-kit ls names them.")],
+    task: Annotated[str, typer.Option(help="How answers are judged: infer-kit ls; or my_task.py.")],
     method: Annotated[str, typer.Option(help="direct, cot, red, parallel_icl, vcd, ….")] = "direct",
     weight: Annotated[
         str | None, typer.Option(help="The method's one knob (λ, α, γ, β), or kl:<nats>.")

@@ -11,7 +11,7 @@ from infer_kit.errors import InferKitError
 from infer_kit.evaluation.results import scored
 from infer_kit.evaluation.run_folder import Line, RunFolder
 from infer_kit.evaluation.samples import Sample
-from infer_kit.evaluation.tasks import Task, task_named
+from infer_kit.evaluation.tasks import Task, task_identity, task_named
 
 RESAMPLES = 10_000
 _AT_ONCE = 1 << 22  # drawn sample numbers held at a time
@@ -82,12 +82,16 @@ def compare(
             f"The runs are of different tasks, {tasks[0]} and {tasks[1]}: their figures do not "
             "compare."
         )
-    task = task_named(tasks[0])
+    named = results[0]["paths"].get("task", tasks[0])
+    if task_identity(named) != tasks[0]:
+        raise InferKitError(f"{named} is not the task of the runs any more, {tasks[0]}.")
+    task = task_named(named)
     lines = [run.lines() for run in runs]
     ids = _common(runs, lines)
     samples = [_judged_against(lines[0][id], task) for id in ids]
     (values, weights), (others, _) = (
-        scored(task, samples, [table[id] for id in ids]) for table in lines
+        _scored(task, samples, [table[id] for id in ids], judged=named.endswith(".py"))
+        for table in lines
     )
     drawn = paired_bootstrap(others - values, weights, resamples, seed)
     difference = float((others - values).sum() / weights.sum())
@@ -166,6 +170,19 @@ def _common(runs: Sequence[RunFolder], lines: Sequence[dict[str, Line]]) -> list
     if not ids:
         raise InferKitError("The runs have no sample in common that both answered.")
     return ids
+
+
+def _scored(
+    task: Task, samples: Sequence[Sample], lines: Sequence[Line], judged: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """`[n]` values and weights, see `scored`.
+
+    Args:
+        judged: take the scores of the lines, since the task may look at what lines do not keep.
+    """
+    if not judged or task.score is None:
+        return scored(task, samples, lines)
+    return np.array([float(line["correct"]) for line in lines]), np.ones(len(lines))
 
 
 def _judged_against(line: Line, task: Task) -> Sample:

@@ -22,7 +22,7 @@ from infer_kit.evaluation.identity import (
     versions,
 )
 from infer_kit.evaluation.samples import Sample, Shot, read_samples
-from infer_kit.evaluation.tasks import Task, task_named
+from infer_kit.evaluation.tasks import Task, task_identity, task_named
 
 _FEW, _MANY = 8, 1000  # samples of a batch, on transformers and on vLLM
 _SEVERAL_MODELS = ("contrastive_decoding", "reward", "ensemble", "reduced")
@@ -35,7 +35,7 @@ class Evaluation:
     Attributes:
         model: see `load_model`. backend, model_arguments, processor_arguments, device: its
             arguments.
-        task: of `TASKS`. data: a file of samples.
+        task: of `TASKS`, or a file with one. data: a file of samples.
         method: of `METHODS`. options: its arguments.
         limit: the first so many samples, or None.
         demonstrations: a file of samples; shots, shot_seed: how many are drawn, and the seed.
@@ -136,7 +136,7 @@ def prepare(evaluation: Evaluation) -> Prepared:
         "backend": e.backend,
         "model_arguments": dict(e.model_arguments),
         "processor_arguments": dict(e.processor_arguments),
-        "task": task.name,
+        "task": task_identity(e.task),
         "data": data_identity(e.data, samples),
         "limit": e.limit,
         "method": method,
@@ -154,6 +154,7 @@ def prepare(evaluation: Evaluation) -> Prepared:
     }
     paths = {
         "model": e.model,
+        "task": e.task,
         "data": str(e.data),
         "demonstrations": None if e.demonstrations is None else str(e.demonstrations),
         "options": {key: str(value) for key, value in e.options.items()},

@@ -1,8 +1,11 @@
 """Tasks: how a question is asked, and how answers are judged."""
 
+import hashlib
+import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -239,12 +242,45 @@ _CHOSEN = {"choice", "seed"}
 
 
 def task_named(name: str) -> Task:
-    """A task of `TASKS`.
+    """A task of `TASKS`, or the `TASK` of a Python file.
+
+    Args:
+        name: as `TASKS` has it; or the path of a file, `my_task.py`, which is run.
 
     Raises:
-        InferKitError: there is none of that name; names the nearest.
+        InferKitError: there is none of that name, names the nearest; the file has no `TASK`.
     """
+    if name.endswith(".py"):
+        return _task_of(Path(name))
     plain = name.lower().replace("-", "_")
     if plain not in TASKS:
         raise InferKitError(f"Unknown task {name!r}.{did_you_mean(plain, TASKS)}")
     return TASKS[plain]
+
+
+def task_identity(name: str) -> str:
+    """What tells tasks apart: the name, or a file's name with a hash of its content."""
+    if not name.endswith(".py"):
+        return task_named(name).name
+    content = hashlib.sha256(Path(name).read_bytes()).hexdigest()
+    return f"{Path(name).name}@{content[:12]}"
+
+
+def _task_of(path: Path) -> Task:
+    if not path.is_file():
+        raise InferKitError(f"There is no file {str(path)!r} with a task.")
+    spec = importlib.util.spec_from_file_location(f"task_of_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InferKitError(
+            f"The task file {str(path)!r} fails: {type(error).__name__}: {error}"
+        ) from error
+    task = getattr(module, "TASK", None)
+    if not isinstance(task, Task):
+        raise InferKitError(
+            f"{path} has no TASK.", hint="TASK = Task(...), from infer_kit.evaluation.tasks."
+        )
+    return task

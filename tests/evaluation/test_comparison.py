@@ -20,7 +20,7 @@ def run_of(path: Path, scores: dict[str, float], **config: Any) -> RunFolder:
     """A finished run of the task "exact" whose answers are right or wrong as told."""
     path.mkdir()
     given = {"task": "exact", "data": "d", "limit": None, "method": "direct", **config}
-    begun = {"config": given, "paths": {}, "versions": {}, "commits": []}
+    begun = {"config": given, "paths": {"task": given["task"]}, "versions": {}, "commits": []}
     (path / "config.json").write_text(json.dumps(begun))
     figures = {"metrics": {}, "n": len(scores), "errors": 0, "seconds": 1.0}
     (path / "results.json").write_text(json.dumps({**begun, **figures}))

@@ -2,13 +2,17 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from infer_kit.errors import InferKitError
+from infer_kit.evaluation.comparison import compare
 from infer_kit.evaluation.metrics.captions import bleu, cider, rouge_l
+from infer_kit.evaluation.preparation import prepare
 from infer_kit.evaluation.results import results_of
+from infer_kit.evaluation.runner import run
 from infer_kit.evaluation.samples import Sample
 from infer_kit.evaluation.tasks import TASKS, task_named
 
@@ -120,3 +124,49 @@ def test_choices_are_for_tasks_that_judge_letters(name: str) -> None:
     with pytest.raises(InferKitError, match=f"has choices, and the task '{name}' judges free"):
         TASKS[name].check([sample], "data")
     TASKS["mmmu"].check([sample, Sample("2", "q", ("free",))], "data")
+
+
+OWN = """
+from infer_kit.evaluation.tasks import Task
+
+def score(prediction, sample):
+    return float(prediction.startswith(sample.answers[0][:1]))
+
+TASK = Task("first letter", "the first letter", "", 4, score, main="letters")
+"""
+
+
+def test_a_task_of_ones_own_is_a_python_file(
+    asked: Any, model: Any, scenes: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    folders = []
+    for method in ("direct", "cot"):
+        prepared = prepare(asked(task=str(path), method=method, limit=6))
+        folder, results = run(prepared, tmp_path / "runs", lambda: model)
+        assert results is not None and set(results["metrics"]) >= {"letters"}
+        folders.append(folder)
+    lines = folders[0].lines().values()
+    for line in lines:
+        assert line["correct"] == float(line["prediction"][:1] == line["target"][:1])
+    assert compare(*folders).metric == "letters"
+    before = prepare(asked(task=str(path))).config["task"]
+    path.write_text(OWN.replace("[:1]", "[:2]"))
+    assert prepare(asked(task=str(path))).config["task"] != before
+    with pytest.raises(InferKitError, match=r"own.py is not the task of the runs any more"):
+        compare(*folders)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("x = 1", "has no TASK"), ("1 / 0", "fails: ZeroDivisionError"), (None, "There is no file")],
+)
+def test_a_file_without_a_task_is_refused(
+    content: str | None, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "own.py"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InferKitError, match=message):
+        task_named(str(path))
