@@ -95,7 +95,8 @@ def run_app(command: typer.Typer) -> None:
         said, hint = str(error), getattr(error, "hint", None)
         if isinstance(error, OSError) and error.filename is not None:
             said = f"{str(error.filename)!r}: {error.strerror}."
-        console.print(Text("Error: ", style="bold red") + Text(said, style="default"))
+        message = Text("Error: ", style="bold red") + Text(said, style="default")
+        console.print(message, soft_wrap=True)
         if hint:
-            console.print(Text("Hint:  ", style="bold") + Text(hint))
+            console.print(Text("Hint:  ", style="bold") + Text(hint), soft_wrap=True)
         sys.exit(2)
