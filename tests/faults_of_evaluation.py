@@ -90,7 +90,7 @@ EVALUATION_MUTANTS: tuple[Mutant, ...] = (
         ANSWERING,
         "        shared = [known.get(sample.id) for sample in samples]\n",
         "        shared = [next(iter(known.values()), None) for sample in samples]\n",
-        ("tests/cli/test_eval.py",),
+        (LOOP,),
     ),
     Mutant(
         "evaluation: marked pictures come in the order of the list",

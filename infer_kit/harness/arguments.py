@@ -105,7 +105,8 @@ def check_model(name: Any, what: str, **loading: Any) -> str:
         first = (str(error).splitlines() or [repr(error)])[0]
         raise InferKitError(
             f"{what}={name}: there is no such model. {first}",
-            hint="Give a folder with config.json, a name on the hub, or a bundled model: demo-text-a, demo-text-b.",
+            hint="Give a folder with config.json, a name on the hub, or a bundled model: "
+            "demo-text-a, demo-text-b.",
         ) from error
     return where
 

@@ -147,6 +147,18 @@ def test_parallel_icl_shares_demonstrations_and_full_context_is_direct(
         prepare(replace(base, demonstrations=queries))
 
 
+def test_rationales_that_are_shared_change_no_line(
+    asked: Asked, model: NamedModel, tmp_path: Path
+) -> None:
+    shared: dict[str, dict[str, tuple[str, float]]] = {}
+    for method, options in (("red", {"weight": 0.5}), ("red", {"weight": 1.0}), ("cot", {})):
+        prepared = prepare(asked(method=method, options=options, batch_size=3))
+        alone, _ = run(prepared, tmp_path / "alone", lambda: model)
+        together, _ = run(prepared, tmp_path / "together", lambda: model, shared)
+        assert lines_of(together) == lines_of(alone)
+    assert [len(texts) for texts in shared.values()] == [20]  # asked for once
+
+
 def test_a_run_that_is_cut_anywhere_ends_alike(
     asked: Asked, model: NamedModel, tmp_path: Path
 ) -> None:
