@@ -58,7 +58,7 @@ def tables(
         Console().print(table)
     if write:
         for row in rows:  # names, not places on this machine
-            row |= {key: Path(row[key]).name for key in ("model",)}
+            row["model"] = Path(row["model"]).name
             row["data"] = f"{Path(row['data']).parent.name}/{Path(row['data']).name}"
         machine = {"processor": platform.machine(), "cores": os.cpu_count()}
         content = {"rows": rows, "versions": runs[0].results["versions"], "machine": machine}

@@ -220,8 +220,8 @@ def answerer_for(
     if isinstance(recipe, ParallelICL):
         if asking.system is not None:
             recipe.system = asking.system
-        return _OfDemonstrations(recipe, loaded, asking)
-    return _OfChats(recipe, loaded, asking, rationales)
+        return _OfDemonstrations(recipe, asking)
+    return _OfChats(recipe, asking, rationales)
 
 
 def scorer_for(
@@ -250,13 +250,9 @@ class _OfChats:
     """A recipe, one chat a sample; demonstrations are turns of it."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        loaded: NamedModel,
-        asking: Asking,
-        rationales: Rationales | None = None,
+        self, recipe: Recipe, asking: Asking, rationales: Rationales | None = None
     ) -> None:
-        self.recipe, self.loaded, self.asking = recipe, loaded, asking
+        self.recipe, self.asking = recipe, asking
         self.rationales = rationales
         self.inputs = inspect.signature(type(recipe).groups).parameters
         # where there are rationales the instruction is in the prompts, see `_prompts`
@@ -310,7 +306,7 @@ class _OfChats:
 class _OfDemonstrations:
     """Parallel-ICL: fitted once, or for each sample that has demonstrations of its own."""
 
-    def __init__(self, recipe: ParallelICL, loaded: NamedModel, asking: Asking) -> None:
+    def __init__(self, recipe: ParallelICL, asking: Asking) -> None:
         self.recipe, self.asking = recipe, asking
         self._fitted = False
 
@@ -325,7 +321,8 @@ class _OfDemonstrations:
         groups = []
         for sample in samples:
             self.recipe.fit([shot.turns(asking.instruction) for shot in sample.shots])
-            groups.append(self.recipe.group(_alone(sample).chat(asking.instruction)))
+            alone = replace(sample, shots=())  # which the method has read
+            groups.append(self.recipe.group(alone.chat(asking.instruction)))
         return _answers(self.recipe.run(groups, **asking.generation))
 
 
@@ -398,11 +395,6 @@ def _answers(out: Any) -> list[Answer]:
         Answer(text.strip(), rationale, len(ids), None if trace is None else trace.to_dict())
         for text, rationale, ids, trace in zip(texts, rationales, out.tokens, traces, strict=True)
     ]
-
-
-def _alone(sample: Sample) -> Sample:
-    """Without its demonstrations, which the method has read."""
-    return Sample(sample.id, sample.question, sample.answers, sample.images, sample.choices)
 
 
 def _bare(chat: Sequence[Mapping[str, Any]]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from infer_kit.errors import InferKitError
 from infer_kit.evaluation.answering import (
+    ENSEMBLES,
     SCORING,
     Asking,
     check_method,
@@ -23,9 +24,9 @@ from infer_kit.evaluation.identity import (
 )
 from infer_kit.evaluation.samples import Sample, Shot, read_samples
 from infer_kit.evaluation.tasks import Task, task_identity, task_named
+from infer_kit.methods.named import MODELS
 
 _FEW, _MANY = 8, 1000  # samples of a batch, on transformers and on vLLM
-_SEVERAL_MODELS = ("contrastive_decoding", "reward", "ensemble", "reduced")
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def _check_backend(backend: str, method: str, task: Task) -> None:
         raise InferKitError(
             f"The method {method!r} answers questions; texts are scored by {', '.join(SCORING)}."
         )
-    if backend == "vllm" and (method in _SEVERAL_MODELS or task.is_scored):
+    if backend == "vllm" and (method in (*MODELS, *ENSEMBLES) or task.is_scored):
         raise InferKitError(
             f"The {'task ' + task.name if task.is_scored else 'method ' + method} runs on "
             "transformers here.",

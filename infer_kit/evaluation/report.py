@@ -15,7 +15,7 @@ from infer_kit.evaluation.figures import (
     speed_against_chunks,
     streams_by_token,
 )
-from infer_kit.evaluation.run_folder import RESULTS, folders_of
+from infer_kit.evaluation.run_folder import folders_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,19 +43,15 @@ def finished_runs(paths: Sequence[str | Path]) -> tuple[list[FinishedRun], list[
         InferKitError: there are no runs.
     """
     folders = folders_of(paths)
-    done = [folder for folder in folders if (folder.path / RESULTS).is_file()]
-    left = [folder.path for folder in folders if not (folder.path / RESULTS).is_file()]
+    done = [folder for folder in folders if folder.is_finished]
+    left = [folder.path for folder in folders if not folder.is_finished]
     return [FinishedRun(folder, folder.results) for folder in done], left
 
 
 def rows_of(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
     """A row a run, best first within model and data."""
-
-    groups: dict[tuple[str, ...], list[FinishedRun]] = {}
-    for run in runs:
-        groups.setdefault(run.group, []).append(run)
     rows = []
-    for _, members in sorted(groups.items()):
+    for _, members in sorted(_grouped(runs).items()):
         best = [(run.main[1], run.main[0]) for run in members]
         pairs = zip(members, labels_of(members), best, strict=True)
         ordered = sorted(
@@ -63,6 +59,14 @@ def rows_of(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
         )
         rows += [_row(run, label) for run, label, _ in ordered]
     return rows
+
+
+def _grouped(runs: Sequence[FinishedRun]) -> dict[tuple[str, ...], list[FinishedRun]]:
+    """Runs whose figures stand in one table, see `FinishedRun.group`."""
+    groups: dict[tuple[str, ...], list[FinishedRun]] = {}
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
+    return groups
 
 
 def _row(run: FinishedRun, label: str) -> dict[str, Any]:
@@ -118,10 +122,7 @@ def write_report(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
             writer.writeheader()
             writer.writerows(rows)
         files = [out / "runs.csv"]
-        groups: dict[tuple[str, ...], list[FinishedRun]] = {}
-        for run in runs:
-            groups.setdefault(run.group, []).append(run)
-        for number, members in enumerate(groups.values(), 1):
+        for number, members in enumerate(_grouped(runs).values(), 1):
             paths = members[0].results["paths"]
             name = (
                 f"{number}-{Path(paths['model']).name}-{Path(paths['data']).resolve().parent.name}"
