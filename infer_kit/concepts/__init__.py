@@ -1,0 +1,1 @@
+"""Zero-shot concept bottleneck models."""

@@ -1,0 +1,245 @@
+r"""Sparse codes with a certificate: the weights of phrases that rebuild an image's feature.
+
+$$w = \arg\min_w \tfrac12 |v - F^\top w|^2 + \lambda |w|_1, \qquad z = F^\top w$$
+
+Yamaguchi et al., *Zero-shot Concept Bottleneck Models*, arXiv 2502.09018. Differs from it: the
+paper solves by scikit-learn's defaults, which stop unconverged; here every result has its duality
+gap, by default at most 1e-9.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from infer_kit.concepts.active_set import follow_path
+from infer_kit.concepts.admm import admm
+from infer_kit.concepts.certificate import Problem, duality_gap, rebuild
+from infer_kit.concepts.coordinate_descent import coordinate_descent
+from infer_kit.concepts.exchange import exchange
+from infer_kit.concepts.identical_phrases import representatives, shared_out
+from infer_kit.errors import InferKitError
+
+Scale = Literal["sklearn", "squared", "lambda"]
+Solver = Literal["auto", "active_set", "admm", "cd"]
+
+_DENSE = 0.02  # λ/λ_max below which weights of both signs are many, and ADMM is the faster one
+_ON_GPU = 64  # problems at a time; on a CPU one, whose phrases then stay in the cache
+
+
+@dataclass(frozen=True)
+class Code:
+    r"""Weights of K phrases, for each of B images. For one image the fields have no first axis.
+
+    Attributes:
+        w: `[B, K]` float64. z: `[B, d]` float64, $F^\top w$.
+        gap: `[B]` float64, an upper bound of how far the objective is above the least one.
+        n_iter: `[B]`, rounds, steps or sweeps of the solver.
+        converged: `[B]`, whether gap ≤ tol·|v|².
+        lam, lam_max: `[B]`; w is 0 exactly where λ ≥ λ_max.
+        unique: `[B]`; False where phrases with the same feature share a weight.
+    """
+
+    w: Tensor
+    z: Tensor
+    gap: Tensor
+    n_iter: Tensor
+    converged: Tensor
+    lam: Tensor
+    lam_max: Tensor
+    unique: Tensor
+
+    @property
+    def empty(self) -> Tensor:
+        """`[B]`: whether every weight is 0."""
+        return (self.w == 0).all(-1)
+
+    @property
+    def nnz(self) -> Tensor:
+        """`[B]`: how many phrases have weight."""
+        return (self.w != 0).sum(-1)
+
+    def __getitem__(self, at: int) -> "Code":
+        """The code of one image of several."""
+        return Code(**{f.name: getattr(self, f.name)[at] for f in fields(self)})
+
+
+def lasso_lambda(alpha: float, d: int, scale: Scale = "sklearn") -> float:
+    r"""λ of the objective above, from the number of another convention.
+
+    Args:
+        alpha: "sklearn": of $\frac1{2d}|v-F^\top w|^2 + \alpha|w|_1$, so λ = αd (the paper's 1e-5);
+            "squared": of $|v-F^\top w|^2 + a|w|_1$ (the form printed in the paper, and SpLiCE's),
+            so λ = a/2; "lambda": λ itself.
+        d: dimensions of the features.
+
+    Raises:
+        InferKitError: alpha is no number above 0; the scale is unknown.
+    """
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise InferKitError(f"alpha is a number above 0, got {alpha!r}.")
+    if alpha <= 0:
+        raise InferKitError(
+            f"alpha is above 0, got {alpha!r}.",
+            hint="Without a penalty every phrase has weight, and nothing is explained.",
+        )
+    factors = {"sklearn": float(d), "squared": 0.5, "lambda": 1.0}
+    if scale not in factors:
+        raise InferKitError(f"Unknown scale {scale!r}: use sklearn, squared or lambda.")
+    return alpha * factors[scale]
+
+
+def sparse_code(
+    F: Any,
+    v: Any,
+    alpha: float,
+    scale: Scale = "sklearn",
+    positive: bool = False,
+    solver: Solver = "auto",
+    tol: float = 1e-9,
+    max_iter: int = 3000,
+) -> Code:
+    """Weights of phrases by the lasso, certified.
+
+    Args:
+        F: phrase features, `[K, d]` for all images, or `[B, K, d]`; numbers of any kind.
+        v: image features, `[d]` or `[B, d]`.
+        alpha, scale: see `lasso_lambda`.
+        positive: weights ≥ 0.
+        solver: "active_set" follows the solution down from λ_max; "admm"; "cd" is scikit-learn's
+            coordinate descent; "auto" is "admm" where λ/λ_max < 0.02 and weights have both signs,
+            else "active_set". They differ in speed alone: each ends with an exact step on the
+            support that it found, and what is then above `tol` is finished one phrase at a time.
+        tol: of the gap, relative to |v|².
+        max_iter: rounds, steps or sweeps.
+
+    Returns:
+        The code. Its gap is always reported; where it is above `tol`, a `ConvergenceWarning` of
+        scikit-learn says so. Permuted phrases have permuted weights; of phrases with the same
+        feature each has an equal part, and `unique` is False.
+
+    Raises:
+        InferKitError: shapes do not fit; numbers are not finite; an argument is unknown.
+    """
+    F, v, alone = _checked(F, v)
+    if solver not in get_args(Solver):
+        raise InferKitError(f"Unknown solver {solver!r}: use {', '.join(get_args(Solver))}.")
+    if not tol > 0 or max_iter < 1:
+        raise InferKitError(f"tol is above 0 and max_iter from 1 on, got {tol} and {max_iter}.")
+    lam = lasso_lambda(alpha, v.shape[1], scale)
+    size = _ON_GPU if v.is_cuda else 1
+    parts = [
+        _solve(F[at : at + size] if F.dim() == 3 else F, rows, lam, positive, solver, tol, max_iter)
+        for at, rows in zip(range(0, len(v), size), v.split(size), strict=True)
+    ]
+    code = Code(
+        **{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Code)}
+    )
+    _warn(code, tol)
+    return code[0] if alone else code
+
+
+def _checked(F: Any, v: Any) -> tuple[Tensor, Tensor, bool]:
+    try:
+        F, v = torch.as_tensor(F), torch.as_tensor(v)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InferKitError(f"F and v are tables of numbers: {error}") from error
+    alone = v.dim() == 1
+    v = v[None] if alone else v
+    fits = (
+        v.dim() == 2 and F.dim() in (2, 3) and F.shape[-1] == v.shape[1] and 0 not in F.shape
+    ) and (F.dim() == 2 or len(F) == len(v))
+    if not fits or not len(v):
+        raise InferKitError(
+            f"F has shape {list(F.shape)} and v {list(v.shape)}; expected [K, d] or [B, K, d], and "
+            "[d] or [B, d], none of them 0."
+        )
+    if not (bool(F.isfinite().all()) and bool(v.isfinite().all())):
+        raise InferKitError("F or v has numbers that are not finite.")
+    if v.device.type == "mps":  # which has no float64
+        v = v.cpu()
+    return F.to(v.device), v.double(), alone
+
+
+def _solve(
+    F: Tensor, v: Tensor, lam: float, positive: bool, solver: Solver, tol: float, most: int
+) -> Code:
+    """The code of some images, all at once."""
+    F = F.double().expand(len(v), -1, -1) if F.dim() == 2 else F.double()
+    size = v.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+    # the solution scales with v and λ together; ADMM's ρ is meant for unit features
+    first = representatives(F)
+    alone = first == torch.arange(F.shape[1], device=F.device)
+    merged = F if bool(alone.all()) else F * alone[..., None]
+    problem = Problem(merged, v / size[:, None], lam / size, positive)
+    lam_max = problem.lam_max
+    w = torch.zeros(F.shape[:2], dtype=F.dtype, device=F.device)
+    n_iter = torch.zeros(len(v), dtype=torch.long, device=F.device)
+    bound = torch.full_like(size, tol)
+    for name, chosen in _schedule(problem, lam_max, solver):
+        wanted = chosen & (problem.lam < lam_max) & (duality_gap(problem, w) > bound)
+        at = wanted.nonzero()[:, 0]
+        if len(at):
+            part = problem if len(at) == len(v) else _rows(problem, at)
+            found, took = _run(name, part, w[at], bound[at], most)
+            w, n_iter = w.index_copy(0, at, found), n_iter.index_add(0, at, took)
+    w = shared_out(w, first)
+    whole = Problem(F, problem.v, problem.lam, positive)
+    gap = duality_gap(whole, w)
+    shared = (~alone).any(1) & ((shared_out(alone.to(F.dtype), first) < 1) & (w != 0)).any(1)
+    return Code(
+        w=w * size[:, None],
+        z=rebuild(F, w * size[:, None]),
+        gap=gap * size.square(),
+        n_iter=n_iter,
+        converged=gap <= bound,
+        lam=torch.full_like(size, lam),
+        lam_max=lam_max * size,
+        unique=~shared,
+    )
+
+
+def _schedule(problem: Problem, lam_max: Tensor, solver: Solver) -> list[tuple[str, Tensor]]:
+    """Solvers in the order of trying, and for which images."""
+    every = torch.ones_like(lam_max, dtype=torch.bool)
+    if solver != "auto":
+        return [(solver, every), ("exchange", every)]
+    dense = ~every if problem.positive else problem.lam < _DENSE * lam_max
+    return [("active_set", ~dense), ("admm", dense), ("exchange", every)]
+
+
+def _run(
+    name: str, problem: Problem, start: Tensor, tol: Tensor, most: int
+) -> tuple[Tensor, Tensor]:
+    if name == "active_set":
+        return follow_path(problem, most)
+    if name == "exchange":
+        return exchange(problem, start, tol, most)
+    return (admm if name == "admm" else coordinate_descent)(problem, tol, most)
+
+
+def _rows(problem: Problem, at: Tensor) -> Problem:
+    return Problem(problem.F[at], problem.v[at], problem.lam[at], problem.positive)
+
+
+def _warn(code: Code, tol: float) -> None:
+    if not bool(code.converged.all()):
+        from sklearn.exceptions import ConvergenceWarning
+
+        late = (~code.converged).nonzero()[:, 0]
+        warnings.warn(
+            f"The lasso did not converge for {len(late)} of {len(code.gap)} images (first: number "
+            f"{int(late[0])}): the largest duality gap is {float(code.gap[late].max()):.1e}, wanted "
+            f"{tol:.0e}·|v|². Give a larger alpha, tol or max_iter.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    if not bool(code.unique.all()):
+        warnings.warn(
+            f"The weights are not unique for {int((~code.unique).sum())} of {len(code.gap)} images: "
+            "phrases with the same feature share a weight in equal parts.",
+            stacklevel=3,
+        )
