@@ -1,16 +1,13 @@
 """Chats: what users pass, checked, with their images opened."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from infer_kit.errors import InferKitError
+from infer_kit.images import open_image
 
 Chat = list[dict[str, Any]]
 _IMAGE_SOURCES = ("image", "url", "path", "base64")
-_LONGEST_PATH = 1000  # a longer text is a base64-encoded picture
 
 
 def as_chats(messages: Any) -> tuple[list[Chat], bool]:
@@ -76,8 +73,6 @@ def load_images(chat: Chat, request: int, what: str = "Prompt") -> Chat:
     Raises:
         InferKitError: an image has no source or cannot be read; names the prompt.
     """
-    from transformers.image_utils import load_image
-
     where = f"{what} {request}"
     turns = []
     for turn in chat:
@@ -85,37 +80,13 @@ def load_images(chat: Chat, request: int, what: str = "Prompt") -> Chat:
         for part in turn["content"]:
             if part["type"] == "image":
                 source = next((part[k] for k in _IMAGE_SOURCES if part.get(k) is not None), None)
-                if source is not None and not isinstance(source, (Image.Image, str, Path)):
-                    raise InferKitError(
-                        f"{where}: an image is a {type(source).__name__}; expected a PIL "
-                        "image, a path or a URL.",
-                        hint="PIL.Image.fromarray(array) makes one from pixels.",
-                    )
                 if source is None:
                     _refuse_placeholders(chat, where)
-                _check_file(source, where)
-                try:
-                    is_picture = isinstance(source, Image.Image)
-                    picture = load_image(source if is_picture else str(source))
-                except Exception as error:
-                    raise InferKitError(
-                        f"{where}: image {_name(source)} cannot be read: {error}"
-                    ) from error
+                picture = open_image(source, where)
                 part = {"type": "image", "image": picture}
             content.append(part)
         turns.append({**turn, "content": content})
     return turns
-
-
-def _check_file(source: Any, where: str) -> None:
-    """A path must be a file; URLs and encoded pictures are no paths."""
-    encoded = isinstance(source, str) and (
-        source.startswith(("http://", "https://", "data:")) or len(source) > _LONGEST_PATH
-    )
-    if isinstance(source, Image.Image) or encoded or Path(source).is_file():
-        return
-    problem = "it is a folder" if Path(source).is_dir() else "there is no such file"
-    raise InferKitError(f"{where}: image {str(source)!r} cannot be read: {problem}.")
 
 
 def _checked(chat: Any, request: int) -> Chat:
@@ -159,10 +130,6 @@ def _refuse_placeholders(chat: Chat, where: str) -> None:
 
 def _user_turn(text: str) -> Chat:
     return [{"role": "user", "content": [{"type": "text", "text": text}]}]
-
-
-def _name(source: Any) -> str:
-    return repr(source) if isinstance(source, str) else f"<{_kind(source)}>"
 
 
 def _kind(value: Any) -> str:

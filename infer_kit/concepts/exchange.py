@@ -1,10 +1,10 @@
 r"""One phrase in or out at a time: slow, and sure to end at the optimum.
 
 The active-set method of Lawson and Hanson for least squares with $w \ge 0$, with a sign for each
-phrase. On the support the step goes towards the solution of $F_S F_S^\top x = F_S v - \lambda\sigma$
-and stops at the first phrase that would change its sign, which leaves; at the solution the phrase
-that violates $|F_j r| \le \lambda$ most joins. The objective never rises. The step has a proximal
-term, so that features that depend on one another, or nearly, do no harm.
+phrase. On the support the step goes towards the solution of $F_S F_S^\top x = F_S v -
+\lambda\sigma$ and stops at the first phrase that would change its sign, which leaves; at the
+solution the phrase that violates $|F_j r| \le \lambda$ most joins. The objective never rises. The
+step has a proximal term, so that features that depend on one another, or nearly, do no harm.
 """
 
 import torch

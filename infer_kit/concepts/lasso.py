@@ -230,16 +230,18 @@ def _warn(code: Code, tol: float) -> None:
         from sklearn.exceptions import ConvergenceWarning
 
         late = (~code.converged).nonzero()[:, 0]
+        worst = float(code.gap[late].max())
         warnings.warn(
             f"The lasso did not converge for {len(late)} of {len(code.gap)} images (first: number "
-            f"{int(late[0])}): the largest duality gap is {float(code.gap[late].max()):.1e}, wanted "
-            f"{tol:.0e}·|v|². Give a larger alpha, tol or max_iter.",
+            f"{int(late[0])}): the largest duality gap is {worst:.1e}, wanted {tol:.0e}·|v|². Give "
+            "a larger alpha, tol or max_iter.",
             ConvergenceWarning,
             stacklevel=3,
         )
     if not bool(code.unique.all()):
+        shared = int((~code.unique).sum())
         warnings.warn(
-            f"The weights are not unique for {int((~code.unique).sum())} of {len(code.gap)} images: "
-            "phrases with the same feature share a weight in equal parts.",
+            f"The weights are not unique for {shared} of {len(code.gap)} images: phrases with the "
+            "same feature share a weight in equal parts.",
             stacklevel=3,
         )
