@@ -8,6 +8,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from infer_kit.concepts.bank import ConceptBank as ConceptBank
+    from infer_kit.concepts.cbm import ZeroShotCBM as ZeroShotCBM
+    from infer_kit.concepts.explanation import Explanation as Explanation
     from infer_kit.engine.coupled_lm import CoupledLM as CoupledLM
     from infer_kit.engine.image_features import ImageFeatures as ImageFeatures
     from infer_kit.errors import InferKitError as InferKitError
@@ -40,11 +43,13 @@ __version__ = "0.1.0"
 
 _HOME = {
     "CFG": "infer_kit.methods.contrastive",
+    "ConceptBank": "infer_kit.concepts.bank",
     "ContextAware": "infer_kit.methods.contrastive",
     "ContrastiveDecoding": "infer_kit.methods.contrastive",
     "CoupledLM": "infer_kit.engine.coupled_lm",
     "Ensemble": "infer_kit.vocab.ensemble",
     "EnsembleOutput": "infer_kit.vocab.results",
+    "Explanation": "infer_kit.concepts.explanation",
     "Group": "infer_kit.streams",
     "ICD": "infer_kit.methods.contrastive",
     "ImageFeatures": "infer_kit.engine.image_features",
@@ -64,6 +69,7 @@ _HOME = {
     "Trace": "infer_kit.trace",
     "VCD": "infer_kit.methods.contrastive",
     "Vocabulary": "infer_kit.vocab.vocabulary",
+    "ZeroShotCBM": "infer_kit.concepts.cbm",
     "common_vocabulary": "infer_kit.vocab.submap",
     "compose": "infer_kit.reward.compose",
 }

@@ -145,7 +145,7 @@ def encoder_for(given: Any, device: str | None = None) -> Encoder:
 
 
 def text_features(
-    encoder: Encoder, texts: Sequence[str], batch_size: int = 256, what: str = "phrases"
+    encoder: Encoder, texts: Sequence[str], batch_size: int = 256, bar: bool = True
 ) -> Tensor:
     """Unit features `[N, d]` of texts, float32 on the CPU, in batches of texts of like length.
 
@@ -154,13 +154,13 @@ def text_features(
     """
     order = sorted(range(len(texts)), key=lambda n: len(texts[n]))  # little is padded then
     out = torch.empty(len(texts), encoder.dim)
-    bar = tqdm(total=len(texts), desc=f"encoding {what}", disable=len(texts) < _MANY)
-    with bar:
+    shown = bar and len(texts) >= _MANY
+    with tqdm(total=len(texts), desc="encoding phrases", disable=not shown) as progress:
         for start in range(0, len(order), batch_size):
             at = order[start : start + batch_size]
             features = encoder.encode_text([texts[n] for n in at])
             out[at] = unit(features, [repr(texts[n]) for n in at])
-            bar.update(len(at))
+            progress.update(len(at))
     return out
 
 
@@ -171,15 +171,15 @@ def image_features(encoder: Encoder, images: Sequence[Any], batch_size: int = 64
         InferKitError: an image cannot be read; names it by number.
     """
     out = torch.empty(len(images), encoder.dim)
-    bar = tqdm(total=len(images), desc="encoding images", disable=len(images) < _MANY)
-    with bar:
+    shown = len(images) >= _MANY
+    with tqdm(total=len(images), desc="encoding images", disable=not shown) as progress:
         for start in range(0, len(images), batch_size):
             some = range(start, min(start + batch_size, len(images)))
             opened = [open_image(images[n], f"Image {n}") for n in some]
             out[some.start : some.stop] = unit(
                 encoder.encode_image(opened), [f"image {n}" for n in some]
             )
-            bar.update(len(some))
+            progress.update(len(some))
     return out
 
 

@@ -9,6 +9,7 @@ gap, by default at most 1e-9.
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -61,6 +62,13 @@ class Code:
     def nnz(self) -> Tensor:
         """`[B]`: how many phrases have weight."""
         return (self.w != 0).sum(-1)
+
+    @classmethod
+    def cat(cls, parts: "Sequence[Code]") -> "Code":
+        """The code of the images of several."""
+        return cls(
+            **{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)}
+        )
 
     def __getitem__(self, at: int) -> "Code":
         """The code of one image of several."""
@@ -135,9 +143,7 @@ def sparse_code(
         _solve(F[at : at + size] if F.dim() == 3 else F, rows, lam, positive, solver, tol, max_iter)
         for at, rows in zip(range(0, len(v), size), v.split(size), strict=True)
     ]
-    code = Code(
-        **{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Code)}
-    )
+    code = Code.cat(parts)
     _warn(code, tol)
     return code[0] if alone else code
 

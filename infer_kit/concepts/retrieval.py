@@ -11,6 +11,8 @@ from infer_kit.errors import InferKitError, MissingExtra
 CHUNK = 16_384
 """Rows of the bank that are scored at a time."""
 
+_TRAINING = 500_000  # rows that an approximate index is trained on, evenly spaced
+
 
 class Retriever(Protocol):
     """Anything that finds phrases: `FaissIndex`, or an object of one's own."""
@@ -85,7 +87,7 @@ class FaissIndex:
         faiss = _faiss()
         index = faiss.index_factory(bank.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
-            index.train(bank.float().numpy())
+            index.train(bank[:: -(-len(bank) // _TRAINING)].float().numpy())
         for start in range(0, len(bank), chunk):
             index.add(bank[start : start + chunk].float().numpy())
         return cls(index)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from infer_kit.errors import MissingExtra
+from infer_kit.canvas import canvas, saved
 from infer_kit.evaluation.comparison import agreement
 from infer_kit.evaluation.run_folder import RunFolder
 
@@ -95,7 +95,7 @@ def against_option(
     runs: Sequence[FinishedRun], option: str, path: Path, baseline: FinishedRun | None
 ) -> Path:
     """The main figure against the value of an option, a line a setting, with standard errors."""
-    figure, axes = _canvas()
+    figure, axes = canvas()
     labels = labels_of(runs, but=option)
     for label in dict.fromkeys(labels):
         own = [run for run, called in zip(runs, labels, strict=True) if called == label]
@@ -110,12 +110,12 @@ def against_option(
     axes.set_xlabel(option)
     axes.set_ylabel(f"{runs[0].main[0]} ({runs[0].results['n']:,} samples)")
     axes.legend(fontsize="small")
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def speed_against_chunks(runs: Sequence[FinishedRun], path: Path) -> Path:
     """Seconds a sample and the main figure of Parallel-ICL against its number of chunks."""
-    figure, axes = _canvas()
+    figure, axes = canvas()
     first = labels_of(runs, but="chunks")[0]  # of several settings the first
     own = [
         r for r, label in zip(runs, labels_of(runs, but="chunks"), strict=True) if label == first
@@ -135,7 +135,7 @@ def speed_against_chunks(runs: Sequence[FinishedRun], path: Path) -> Path:
         x, [m[1] for m in mains], [m[2] for m in mains], marker="s", capsize=3, color="tab:orange"
     )
     other.set_ylabel(mains[0][0], color="tab:orange")
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def agreement_of(runs: Sequence[FinishedRun], path: Path) -> Path:
@@ -143,7 +143,7 @@ def agreement_of(runs: Sequence[FinishedRun], path: Path) -> Path:
     runs = runs[:_MOST_AGREEING]
     shares = [[agreement(a.folder, b.folder) for b in runs] for a in runs]
     table = np.array(shares, dtype=float)  # None, of runs without a common sample, is NaN
-    figure, axes = _canvas(1.2 + 0.55 * len(runs), 0.8 + 0.5 * len(runs))
+    figure, axes = canvas(1.2 + 0.55 * len(runs), 0.8 + 0.5 * len(runs))
     shown = axes.imshow(table, vmin=0, vmax=1, cmap="viridis")
     names = labels_of(runs)
     axes.set_xticks(range(len(runs)), names, rotation=45, ha="right", fontsize="x-small")
@@ -152,7 +152,7 @@ def agreement_of(runs: Sequence[FinishedRun], path: Path) -> Path:
         colour = "white" if share < 0.6 else "black"
         axes.text(j, i, f"{share:.2f}", ha="center", va="center", fontsize="x-small", color=colour)
     figure.colorbar(shown, label="equal answers")
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def streams_by_token(run: FinishedRun, path: Path) -> Path | None:
@@ -175,7 +175,7 @@ def streams_by_token(run: FinishedRun, path: Path) -> Path | None:
                     total[names.index(name), t] += part
                     count[names.index(name), t] += 1
     mean = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-    figure, axes = _canvas(max(4.0, 0.45 * width + 2.5), 1.2 + 0.5 * len(names))
+    figure, axes = canvas(max(4.0, 0.45 * width + 2.5), 1.2 + 0.5 * len(names))
     most = float(np.nanmax(np.abs(mean))) or 1.0
     shown = axes.imshow(mean, cmap="PuOr", vmin=-most, vmax=most, aspect="auto")
     axes.set_xticks(range(width), range(1, width + 1))
@@ -183,24 +183,4 @@ def streams_by_token(run: FinishedRun, path: Path) -> Path | None:
     axes.set_xlabel("token")
     axes.set_title(f"{labels_of([run])[0]}: nats over the runner-up, mean", fontsize="small")
     figure.colorbar(shown)
-    return _saved(figure, path)
-
-
-def _canvas(width: float = 5.0, height: float = 3.4) -> tuple[Any, Any]:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra(
-            "matplotlib is not installed.", hint="pip install 'infer-kit[plots]'"
-        ) from error
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots()
-
-
-def _saved(figure: Any, path: Path) -> Path:
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+    return saved(figure, path)

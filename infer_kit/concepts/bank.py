@@ -1,0 +1,264 @@
+"""Concept banks: phrases with their features, made once for an encoder."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from infer_kit.concepts.encoders import Encoder, encoder_for, text_features
+from infer_kit.concepts.near_duplicates import far_from, first_of_each
+from infer_kit.concepts.retrieval import CHUNK
+from infer_kit.errors import InferKitError
+
+Dtype = Literal["float32", "float16"]
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
+LONGEST = 20
+"""Characters of the longest phrase that is kept, as published."""
+
+_PROBES = 8  # phrases by which an encoder is recognised
+_ALIKE = 0.995  # their least cosine; half precision changes a feature by less
+
+
+@dataclass(frozen=True)
+class ConceptBank:
+    """Phrases in sorted order, and their unit features.
+
+    Attributes:
+        phrases: unlike ones, sorted.
+        features: `[N, d]` unit rows, float32 or float16, in memory or mapped from a file.
+        encoder: the name of the encoder that made them. prompt: what each phrase was put in.
+        dropped: how many phrases were left out when it was made, by reason.
+    """
+
+    phrases: tuple[str, ...]
+    features: Tensor
+    encoder: str
+    prompt: str = "{}"
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def build(
+        cls,
+        phrases: Iterable[str],
+        encoder: Any,
+        prompt: str = "{}",
+        classes: Sequence[str] = (),
+        longest: int | None = LONGEST,
+        dtype: Dtype = "float32",
+        folder: str | Path | None = None,
+        batch_size: int = 256,
+    ) -> "ConceptBank":
+        """A bank from a list of phrases.
+
+        Phrases are lower-cased and stripped; equal ones are one. The order of the list makes no
+        difference.
+
+        Args:
+            phrases: `noun_phrases(captions)` makes them from captions.
+            encoder: see `encoder_for`.
+            prompt: what a phrase is put in for its feature; the paper encodes bare phrases.
+            classes: names that may not be phrases: the label would be read from them.
+            longest: longer phrases are left out; None keeps all. `dropped` counts them.
+            dtype: "float16" halves a bank; 99.98 % of the retrieved phrases stay the same.
+            folder: save there while encoding; a call that was interrupted goes on where it was.
+            batch_size: texts that are encoded at a time.
+
+        Raises:
+            InferKitError: no phrase is left; the prompt has not one "{}"; the folder holds another
+                bank.
+        """
+        model = encoder_for(encoder)
+        if prompt.count("{}") != 1:
+            raise InferKitError(f"The prompt {prompt!r} does not contain '{{}}' once.")
+        if dtype not in DTYPES:
+            raise InferKitError(f"Unknown dtype {dtype!r}: use float32 or float16.")
+        names, dropped = cleaned(phrases, classes, longest)
+        if not names:
+            left_out = ", ".join(f"{n} {why}" for why, n in dropped.items() if n)
+            raise InferKitError(
+                f"The bank is empty: no phrase is left ({left_out or 'none given'})."
+            )
+        if folder is not None:
+            from infer_kit.concepts.bank_files import build_in
+
+            blank = cls(names, torch.empty(0, model.dim), model.name, prompt, dropped)
+            return build_in(Path(folder), blank, model, dtype, batch_size)
+        features = text_features(model, [prompt.format(p) for p in names], batch_size)
+        return cls(names, features.to(DTYPES[dtype]), model.name, prompt, dropped)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write concepts.txt, features.npy and bank.json to a new folder.
+
+        Raises:
+            InferKitError: the folder holds a bank.
+        """
+        from infer_kit.concepts.bank_files import save
+
+        return save(self, Path(folder))
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        encoder: Any = None,
+        prompt: str | None = None,
+        mmap: bool = False,
+    ) -> "ConceptBank":
+        """Read a saved bank.
+
+        Args:
+            encoder, prompt: what it must have been made with, where given.
+            mmap: leave the features in the file, and do not compare their checksum.
+
+        Raises:
+            InferKitError: there is no bank; its files changed; another encoder or prompt made it.
+        """
+        from infer_kit.concepts.bank_files import load
+
+        bank = load(Path(folder), mmap)
+        if prompt is not None and prompt != bank.prompt:
+            raise InferKitError(
+                f"The bank in {str(folder)!r} was made with the prompt {bank.prompt!r}, wanted is "
+                f"{prompt!r}.",
+                hint="Build a bank with that prompt.",
+            )
+        if encoder is not None:
+            bank.check(encoder_for(encoder))
+        return bank
+
+    def __len__(self) -> int:
+        return len(self.phrases)
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        return int(self.features.shape[1])
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The number of each phrase."""
+        return {phrase: n for n, phrase in enumerate(self.phrases)}
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """`[d]` float32: the mean of the features."""
+        total = torch.zeros(self.dim, dtype=torch.float64, device=self.features.device)
+        for part in self.features.split(CHUNK):
+            total += part.double().sum(0)
+        return (total / len(self)).float()
+
+    def to(self, device: Any) -> "ConceptBank":
+        """The bank with its features on a device."""
+        return replace(self, features=self.features.to(device))
+
+    def rows(self, at: Tensor) -> Tensor:
+        """Features of the phrases with these numbers, float32: `[..., d]` of `[...]`."""
+        return self.features[at.to(self.features.device)].float()
+
+    def check(self, encoder: Encoder) -> None:
+        """Whether an encoder made this bank: some of its phrases are encoded again.
+
+        Raises:
+            InferKitError: their features differ.
+        """
+        if encoder.dim != self.dim:
+            raise InferKitError(
+                f"The bank has features of {self.dim} numbers, made with {self.encoder!r}; "
+                f"{encoder.name!r} makes {encoder.dim}.",
+                hint="Build a bank with this encoder.",
+            )
+        at = torch.linspace(0, len(self) - 1, min(_PROBES, len(self))).long()
+        again = text_features(encoder, [self.prompt.format(self.phrases[n]) for n in at])
+        cosine = (again * self.rows(at)).sum(1)
+        if float(cosine.min()) < _ALIKE:
+            n = int(at[int(cosine.argmin())])
+            raise InferKitError(
+                f"The bank was made with another encoder or prompt: it says {self.encoder!r} and "
+                f"{self.prompt!r}, but {encoder.name!r} gives {self.phrases[n]!r} a feature of "
+                f"cosine {float(cosine.min()):.3f} to the bank's.",
+                hint="Build a bank with this encoder.",
+            )
+
+    def without(self, classes: Sequence[str], encoder: Any, cosine: float = 0.9) -> "ConceptBank":
+        """The bank without class names, and without phrases close to one.
+
+        Args:
+            classes: names. encoder: that of the bank; it encodes them in the bank's prompt.
+            cosine: from which on a phrase is close; looked for among 512 neighbours of each name.
+
+        Raises:
+            InferKitError: another encoder made the bank; no phrase is left.
+        """
+        model = encoder_for(encoder)
+        self.check(model)
+        names = {normalised(name) for name in classes}
+        named = torch.tensor([phrase not in names for phrase in self.phrases])
+        queries = text_features(model, [self.prompt.format(normalised(c)) for c in classes])
+        far = far_from(self.features, queries, cosine)
+        return self._kept(
+            named & far,
+            {
+                "class names": int((~named).sum()),
+                "close to a class name": int((named & ~far).sum()),
+            },
+        )
+
+    def deduplicated(self, cosine: float = 0.95) -> "ConceptBank":
+        """The bank without phrases that have this cosine, or more, to an earlier one that stays."""
+        kept = first_of_each(self.features, cosine)
+        return self._kept(kept, {"near duplicates": int((~kept).sum())})
+
+    def inside(self, classes: Sequence[str]) -> list[str]:
+        """Those of some class names that are phrases of the bank."""
+        return [name for name in classes if normalised(name) in self.numbers]
+
+    def _kept(self, kept: Tensor, dropped: Mapping[str, int]) -> "ConceptBank":
+        if not bool(kept.any()):
+            raise InferKitError("The bank is empty: no phrase is left.")
+        phrases = tuple(p for p, stays in zip(self.phrases, kept.tolist(), strict=True) if stays)
+        whole = {**self.dropped, **{w: self.dropped.get(w, 0) + n for w, n in dropped.items()}}
+        return replace(self, phrases=phrases, features=self.features[kept], dropped=whole)
+
+
+def normalised(phrase: str) -> str:
+    """Lower case, single spaces, underscores as spaces."""
+    return " ".join(phrase.lower().replace("_", " ").split())
+
+
+def cleaned(
+    phrases: Iterable[str], classes: Sequence[str] = (), longest: int | None = LONGEST
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Phrases normalised, unlike and sorted, and how many were left out for which reason.
+
+    Raises:
+        InferKitError: they are one string, or one of them is no string.
+    """
+    if isinstance(phrases, str) or isinstance(classes, str):
+        raise InferKitError(
+            "phrases and classes are lists of strings, got one string.",
+            hint="Of a file pass its lines: Path('phrases.txt').read_text().splitlines().",
+        )
+    names, count = set(), 0
+    for count, phrase in enumerate(phrases, 1):
+        if not isinstance(phrase, str):
+            raise InferKitError(f"Phrase {count - 1} is a {type(phrase).__name__}, not a string.")
+        names.add(normalised(phrase))
+    dropped = {"equal to another": count - len(names)}
+    for why, out in (
+        ("empty", {""}),
+        ("too long", {p for p in names if longest is not None and len(p) > longest}),
+        ("class names", {normalised(name) for name in classes}),
+    ):
+        dropped[why] = len(names & out)
+        names -= out
+    return tuple(sorted(names)), {why: n for why, n in dropped.items() if n}
+
+
+def checksum(phrases: Sequence[str]) -> str:
+    """sha256 of the phrases, a line each."""
+    return hashlib.sha256("\n".join(phrases).encode()).hexdigest()
