@@ -41,14 +41,14 @@ class Round:
     signs: Tensor
 
 
-def mend(problem: Problem, Fv: Tensor, lam: Tensor, support: Tensor, signs: Tensor) -> Round:
+def mend(problem: Problem, lam: Tensor, support: Tensor, signs: Tensor) -> Round:
     """Solve on a support; see the module.
 
     Args:
-        Fv: `[B, K]`, of the problem. lam: `[B]`, in the place of the problem's.
+        lam: `[B]`, in the place of the problem's.
         support, signs: `[B, K]` bool and float64.
     """
-    F, v = problem.F, problem.v
+    F, v, Fv = problem.F, problem.v, problem.Fv
     count = support.sum(1)
     usable = (count > 0) & (count <= F.shape[2])
     width = int((count * usable).max())
@@ -75,7 +75,7 @@ def mend(problem: Problem, Fv: Tensor, lam: Tensor, support: Tensor, signs: Tens
     )
 
 
-def polish(problem: Problem, Fv: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+def polish(problem: Problem, near: Tensor) -> tuple[Tensor, Tensor]:
     """The exact solution from a weighting near it.
 
     Args:
@@ -88,7 +88,7 @@ def polish(problem: Problem, Fv: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
     w, done = near.clone(), torch.zeros(len(near), dtype=torch.bool, device=near.device)
     trying = ~done
     for _ in range(ROUNDS):
-        guess = mend(problem, Fv, problem.lam, support, signs)
+        guess = mend(problem, problem.lam, support, signs)
         fresh = trying & guess.optimal
         w = torch.where(fresh[:, None], guess.w, w)
         done, trying = done | fresh, trying & guess.solved & ~guess.optimal
@@ -110,8 +110,7 @@ def follow_path(problem: Problem, most: int) -> tuple[Tensor, Tensor]:
     Returns:
         w `[B, K]`, the optimum, or that of the last level that was reached; `[B]` rounds.
     """
-    Fv = correlation(problem.F, problem.v)
-    start = problem.lam_max
+    Fv, start = problem.Fv, problem.lam_max
     touched = problem.violation(Fv) >= start[:, None] * (1 - 1e-12)
     signs = torch.where(touched, Fv.sign(), 0.0)
     support, kept, kept_signs = touched, touched, signs
@@ -120,7 +119,7 @@ def follow_path(problem: Problem, most: int) -> tuple[Tensor, Tensor]:
     open_ = torch.ones(len(w), dtype=torch.bool, device=w.device)
     here, retries, rounds = (torch.zeros_like(open_, dtype=torch.long) for _ in range(3))
     for _ in range(most):
-        guess = mend(problem, Fv, level, support, signs)
+        guess = mend(problem, level, support, signs)
         here, rounds = here + 1, rounds + open_.long()
         reached = open_ & guess.optimal
         w = torch.where(reached[:, None], guess.w, w)

@@ -15,14 +15,14 @@ _WEIGHT = 0.03  # λ/ρ: the soft threshold, in the size of a phrase's weight
 _RELAXED = 1.6
 
 
-def admm(problem: Problem, tol: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def admm(problem: Problem, tol: float, most: int) -> tuple[Tensor, Tensor]:
     """Iterate until the gap is at most `tol`.
 
     The inverse that each step needs is that of a d × d matrix, by the Woodbury identity. float64:
     at these ρ the iteration is useless in float32.
 
     Args:
-        tol: `[B]`. most: steps.
+        most: steps.
 
     Returns:
         w `[B, K]`, and `[B]` steps.
@@ -31,7 +31,7 @@ def admm(problem: Problem, tol: Tensor, most: int) -> tuple[Tensor, Tensor]:
     rho = (lam / _WEIGHT)[:, None]
     eye = torch.eye(F.shape[2], dtype=F.dtype, device=F.device)
     M = torch.cholesky_inverse(torch.linalg.cholesky(F.mT @ F + rho[..., None] * eye))
-    Fv = correlation(F, problem.v)
+    Fv = problem.Fv
     z, u = torch.zeros_like(Fv), torch.zeros_like(Fv)
     best, gap = z, duality_gap(problem, z)
     steps = torch.zeros(len(z), dtype=torch.long, device=z.device)
@@ -45,7 +45,7 @@ def admm(problem: Problem, tol: Tensor, most: int) -> tuple[Tensor, Tensor]:
             u = u + h - z
             done += 1
         open_ = gap > tol
-        w, _ = polish(problem, Fv, z)
+        w, _ = polish(problem, z)
         new = duality_gap(problem, w)
         better = open_ & (new < gap)
         best = torch.where(better[:, None], w, best)

@@ -5,6 +5,7 @@ Shapes: F `[B, K, d]` (a phrase a row), v `[B, d]`, w `[B, K]`, λ `[B]`; float6
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,11 +25,15 @@ class Problem:
     lam: Tensor
     positive: bool = False
 
-    @property
+    @cached_property
+    def Fv(self) -> Tensor:
+        """`[B, K]`: inner products of phrases and images."""
+        return correlation(self.F, self.v)
+
+    @cached_property
     def lam_max(self) -> Tensor:
         """`[B]`: the smallest λ at which every weight is 0."""
-        Fv = correlation(self.F, self.v)
-        return (Fv if self.positive else Fv.abs()).amax(1).clamp_min(0)
+        return self.violation(self.Fv).amax(1).clamp_min(0)
 
     def violation(self, c: Tensor) -> Tensor:
         """What of correlations `[..., K]` λ bounds."""

@@ -6,38 +6,39 @@ import torch
 from torch import Tensor
 
 from infer_kit.concepts.active_set import polish
-from infer_kit.concepts.certificate import Problem, correlation, duality_gap
+from infer_kit.concepts.certificate import Problem, duality_gap
 
 _ROUGH = 1e-4  # scikit-learn's default; where the support is found then, the rest is polishing
 
 
-def coordinate_descent(problem: Problem, tol: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def coordinate_descent(problem: Problem, tol: float, most: int) -> tuple[Tensor, Tensor]:
     """scikit-learn's `Lasso` in float64, roughly, then polished; to `tol` where that is not enough.
 
+    Image features have length 1 here, so that its tolerance is one of the gap.
+
     Args:
-        tol: `[B]`. most: sweeps over the phrases.
+        most: sweeps over the phrases.
 
     Returns:
         w `[B, K]`, and `[B]` sweeps.
     """
-    w, sweeps = _fit(problem, [_ROUGH] * len(problem.v), most)
-    w, exact = polish(problem, correlation(problem.F, problem.v), w)
+    w, sweeps = _fit(problem, _ROUGH, most)
+    w, exact = polish(problem, w)
     if not bool(exact.all()):
-        size = problem.v.square().sum(1).clamp_min(torch.finfo(torch.float64).tiny)
-        finer, more = _fit(problem, (tol / size).tolist(), most)
-        finer, _ = polish(problem, correlation(problem.F, problem.v), finer)
+        finer, more = _fit(problem, tol, most)
+        finer, _ = polish(problem, finer)
         again = duality_gap(problem, finer) < duality_gap(problem, w)
         w, sweeps = torch.where(again[:, None], finer, w), sweeps + ~exact * more
     return w, sweeps
 
 
-def _fit(problem: Problem, tols: list[float], most: int) -> tuple[Tensor, Tensor]:
+def _fit(problem: Problem, tol: float, most: int) -> tuple[Tensor, Tensor]:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import Lasso
 
     found, sweeps = [], []
     # its samples are our d dimensions: it fits one image at a time
-    for F, v, lam, tol in zip(problem.F, problem.v, problem.lam.tolist(), tols, strict=True):
+    for F, v, lam in zip(problem.F, problem.v, problem.lam.tolist(), strict=True):
         d = F.shape[1]
         lasso = Lasso(
             lam / d, fit_intercept=False, tol=tol, max_iter=most, positive=problem.positive

@@ -15,11 +15,11 @@ from infer_kit.concepts.certificate import Problem, duality_gap
 _PROXIMAL = 1e-10  # relative to the largest squared norm of a feature
 
 
-def exchange(problem: Problem, start: Tensor, tol: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def exchange(problem: Problem, start: Tensor, tol: float, most: int) -> tuple[Tensor, Tensor]:
     """From a weighting to the optimum.
 
     Args:
-        start: `[B, K]`. tol: `[B]`, the gap at which to stop. most: steps.
+        start: `[B, K]`. tol: the gap at which to stop. most: steps.
 
     Returns:
         w `[B, K]`, and `[B]` steps.
@@ -28,7 +28,7 @@ def exchange(problem: Problem, start: Tensor, tol: Tensor, most: int) -> tuple[T
     for b in range(len(start)):  # seldom any: what the others did not finish
         one = Problem(problem.F[b : b + 1], problem.v[b : b + 1], problem.lam[b : b + 1],
                       problem.positive)  # fmt: skip
-        w, took = _exchange(one, start[b], float(tol[b]), most)
+        w, took = _exchange(one, start[b], tol, most)
         found.append(w)
         steps.append(took)
     return torch.stack(found), torch.tensor(steps, device=start.device)

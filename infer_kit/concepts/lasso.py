@@ -163,7 +163,7 @@ def _checked(F: Any, v: Any) -> tuple[Tensor, Tensor, bool]:
             f"F has shape {list(F.shape)} and v {list(v.shape)}; expected [K, d] or [B, K, d], and "
             "[d] or [B, d], none of them 0."
         )
-    if not (bool(F.isfinite().all()) and bool(v.isfinite().all())):
+    if not all(math.isfinite(float(x.abs().max())) for x in (F, v)):  # NaN is its own maximum
         raise InferKitError("F or v has numbers that are not finite.")
     if v.device.type == "mps":  # which has no float64
         v = v.cpu()
@@ -184,24 +184,26 @@ def _solve(
     lam_max = problem.lam_max
     w = torch.zeros(F.shape[:2], dtype=F.dtype, device=F.device)
     n_iter = torch.zeros(len(v), dtype=torch.long, device=F.device)
-    bound = torch.full_like(size, tol)
+    gap = torch.zeros_like(lam_max).masked_fill(
+        problem.lam < lam_max, torch.inf
+    )  # w = 0 is the solution at λ_max
     for name, chosen in _schedule(problem, lam_max, solver):
-        wanted = chosen & (problem.lam < lam_max) & (duality_gap(problem, w) > bound)
-        at = wanted.nonzero()[:, 0]
+        at = (chosen & (gap > tol)).nonzero()[:, 0]
         if len(at):
             part = problem if len(at) == len(v) else _rows(problem, at)
-            found, took = _run(name, part, w[at], bound[at], most)
+            found, took = _run(name, part, w[at], tol, most)
             w, n_iter = w.index_copy(0, at, found), n_iter.index_add(0, at, took)
-    w = shared_out(w, first)
-    whole = Problem(F, problem.v, problem.lam, positive)
-    gap = duality_gap(whole, w)
+            gap = gap.index_copy(0, at, duality_gap(part, found))
+    if not bool(alone.all()):
+        w = shared_out(w, first)
+        gap = duality_gap(Problem(F, problem.v, problem.lam, positive), w)
     shared = (~alone).any(1) & ((shared_out(alone.to(F.dtype), first) < 1) & (w != 0)).any(1)
     return Code(
         w=w * size[:, None],
         z=rebuild(F, w * size[:, None]),
         gap=gap * size.square(),
         n_iter=n_iter,
-        converged=gap <= bound,
+        converged=gap <= tol,
         lam=torch.full_like(size, lam),
         lam_max=lam_max * size,
         unique=~shared,
@@ -218,7 +220,7 @@ def _schedule(problem: Problem, lam_max: Tensor, solver: Solver) -> list[tuple[s
 
 
 def _run(
-    name: str, problem: Problem, start: Tensor, tol: Tensor, most: int
+    name: str, problem: Problem, start: Tensor, tol: float, most: int
 ) -> tuple[Tensor, Tensor]:
     if name == "active_set":
         return follow_path(problem, most)
