@@ -51,15 +51,21 @@ def topk(
     queries = queries.float()
     best = torch.empty(len(queries), 0, device=queries.device)
     rows = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
+    floor = torch.full((len(queries), 1), -torch.inf, device=queries.device)
     for start in range(0, len(bank), chunk):
         part = bank[start : start + chunk].to(queries.device).float()
         if mean is not None:
             part = torch.nn.functional.normalize(part - mean.to(part), dim=1)
-        scores, at = (queries @ part.T).topk(min(k, len(part)), dim=1)
+        scores = queries @ part.T
+        # what is below k scores that were found already is no candidate
+        width = min(k, int((scores > floor).sum(1).max()))
+        scores, at = scores.topk(width, dim=1, sorted=False)
         best, rows = torch.cat([best, scores], 1), torch.cat([rows, at + start], 1)
-        if best.shape[1] > k:
-            best, at = best.topk(k, dim=1)
-            rows = rows.gather(1, at)
+        if best.shape[1] >= 2 * k:
+            best, at = best.topk(k, dim=1, sorted=False)
+            rows, floor = rows.gather(1, at), best.amin(1, keepdim=True)
+    best, at = best.topk(k, dim=1)
+    rows = rows.gather(1, at)
     rows, order = rows.sort(dim=1)
     best, by_score = best.gather(1, order).sort(dim=1, descending=True, stable=True)
     return best, rows.gather(1, by_score)
