@@ -155,14 +155,14 @@ def _checked(F: Any, v: Any) -> tuple[Tensor, Tensor, bool]:
         F, v = torch.as_tensor(F), torch.as_tensor(v)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InferKitError(f"F and v are tables of numbers: {error}") from error
-    alone = v.dim() == 1
+    given, alone = v.shape, v.dim() == 1
     v = v[None] if alone else v
     fits = (
         v.dim() == 2 and F.dim() in (2, 3) and F.shape[-1] == v.shape[1] and 0 not in F.shape
     ) and (F.dim() == 2 or len(F) == len(v))
     if not fits or not len(v):
         raise InferKitError(
-            f"F has shape {list(F.shape)} and v {list(v.shape)}; expected [K, d] or [B, K, d], and "
+            f"F has shape {list(F.shape)} and v {list(given)}; expected [K, d] or [B, K, d], and "
             "[d] or [B, d], none of them 0."
         )
     if not all(math.isfinite(float(end)) for x in (F, v) for end in x.aminmax()):
