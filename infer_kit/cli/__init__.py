@@ -8,6 +8,7 @@ import typer
 
 from infer_kit import __version__
 from infer_kit.cli.compare import compare
+from infer_kit.cli.concepts import concepts
 from infer_kit.cli.demo import demo
 from infer_kit.cli.demo_icl import demo_icl
 from infer_kit.cli.env import env
@@ -59,6 +60,7 @@ app.command("eval", epilog=f"Example: {EVAL_EXAMPLE}")(evaluate)
 app.command(epilog="Example: infer-kit compare runs/scenes-test-direct-* runs/scenes-test-red-*")(
     compare
 )
+app.add_typer(concepts, name="concepts")
 app.command(epilog="Example: infer-kit inspect demo-text-a demo-text-b")(inspect)
 app.command(epilog="Example: infer-kit ls")(ls)
 app.command(

@@ -12,6 +12,7 @@ from infer_kit.concepts.bank import ConceptBank
 from infer_kit.concepts.cbm import Prediction, ZeroShotCBM
 from infer_kit.concepts.certificate import Problem, duality_gap, kkt_violation
 from infer_kit.concepts.concept_score import concept_score
+from infer_kit.concepts.deletion import DeletionCurve, deletion_curve
 from infer_kit.concepts.encoders import (
     Encoder,
     OpenCLIPEncoder,
@@ -22,13 +23,7 @@ from infer_kit.concepts.encoders import (
 )
 from infer_kit.concepts.explanation import Explanation
 from infer_kit.concepts.lasso import Code, lasso_lambda, sparse_code
-from infer_kit.concepts.measures import (
-    DeletionCurve,
-    Evaluation,
-    deletion_curve,
-    evaluate,
-    random_dictionary_control,
-)
+from infer_kit.concepts.measures import Evaluation, evaluate, random_dictionary_control
 from infer_kit.concepts.probe import IMAGENET, LinearProbe, ProbeRecipe
 from infer_kit.concepts.retrieval import FaissIndex, topk
 

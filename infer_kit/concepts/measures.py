@@ -15,9 +15,6 @@ from torch import Tensor
 from infer_kit.concepts.cbm import ZeroShotCBM
 from infer_kit.errors import InferKitError
 
-ORDERS = ("descending", "random", "ascending")
-"""In which phrases are deleted: by falling |w|, at random, by rising |w|."""
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -104,7 +101,7 @@ def evaluate(
     for part in model.decompose(v):
         size = part.code.w.abs()
         values = (
-            _labels(model, part.z, part.code.empty),
+            class_numbers(model, part.z, part.code.empty),
             (size > 0).sum(1).double(),
             (part.target.double() - part.code.z).norm(dim=1),
             _cosine(part.target, part.code.z),
@@ -158,82 +155,8 @@ def _by_random_dictionary(model: ZeroShotCBM, v: Tensor, seed: int) -> tuple[Ten
     """Labels `[B]` and cosines `[B]`."""
     rows = random_dictionary(model.k, model.bank.dim, seed)
     parts = list(model.decompose(v, rows))
-    labels = torch.cat([_labels(model, part.z, part.code.empty).cpu() for part in parts])
+    labels = torch.cat([class_numbers(model, part.z, part.code.empty).cpu() for part in parts])
     return labels, torch.cat([_cosine(part.target, part.code.z).cpu() for part in parts])
-
-
-@dataclass(frozen=True)
-class DeletionCurve:
-    """Accuracy by how many phrases are deleted from each image, without a refit.
-
-    Attributes:
-        counts: phrases deleted; of an image with fewer all. accuracy: by order, at each count.
-        nonzero: mean number of phrases with weight. n: images.
-    """
-
-    counts: tuple[int, ...]
-    accuracy: dict[str, list[float]]
-    nonzero: float
-    n: int
-
-    def table(self) -> Any:
-        """A table of `rich`."""
-        from rich.table import Table
-
-        title = f"Accuracy after deleting phrases ({self.nonzero:.1f} have weight)"
-        table = Table("deleted", *map(str, self.counts), title=title)
-        for order, values in self.accuracy.items():
-            table.add_row(_NAMES[order], *(f"{value:.3f}" for value in values))
-        return table
-
-
-_NAMES = {
-    "descending": "the largest |w|",
-    "random": "random ones",
-    "ascending": "the smallest |w|",
-}
-
-
-def deletion_curve(
-    model: ZeroShotCBM,
-    images: Any = None,
-    labels: Sequence[str] | None = None,
-    *,
-    counts: Sequence[int] = (0, 1, 2, 4, 8, 16),
-    features: Any = None,
-    seed: int = 0,
-) -> DeletionCurve:
-    """Accuracy when the first n phrases of each image are deleted, and n random ones.
-
-    An image without a phrase left has no label, and counts as wrong.
-
-    Args:
-        counts: of deleted phrases. seed: of the random order. Others: see `evaluate`.
-    """
-    v, truth = labelled(model, images, labels, features)
-    if not counts or any(n < 0 for n in counts):
-        raise InferKitError(f"counts is a list of numbers from 0 on, got {list(counts)}.")
-    generator = torch.Generator().manual_seed(seed)
-    hits: dict[str, list[list[Tensor]]] = {order: [[] for _ in counts] for order in ORDERS}
-    nonzero, start = [], 0
-    for part in model.decompose(v):
-        w, true = part.code.w, truth[start : start + len(part.v)]
-        start += len(part.v)
-        nonzero.append((w != 0).sum(1).cpu())
-        noise = torch.rand(w.shape, generator=generator, dtype=w.dtype).to(w.device)
-        for order in ORDERS:
-            key = {"descending": w.abs(), "random": noise, "ascending": -w.abs()}[order]
-            rank = key.masked_fill(w == 0, -torch.inf).argsort(1, True).argsort(1)
-            for n, count in enumerate(counts):
-                left = torch.where(rank < count, 0.0, w)
-                z = model.rebuilt((left[:, None] @ part.F.double())[:, 0])
-                found = _labels(model, z, (left == 0).all(1)).cpu()
-                hits[order][n].append(found == true)
-    accuracy = {
-        order: [float(torch.cat(each).double().mean()) for each in by_count]
-        for order, by_count in hits.items()
-    }
-    return DeletionCurve(tuple(counts), accuracy, float(torch.cat(nonzero).double().mean()), len(v))
 
 
 def scores(labels: Tensor, truth: Tensor, classes: int) -> Scores:
@@ -278,7 +201,7 @@ def labelled(
     return v, torch.tensor([numbers[name] for name in labels])
 
 
-def _labels(model: ZeroShotCBM, z: Tensor, empty: Tensor) -> Tensor:
+def class_numbers(model: ZeroShotCBM, z: Tensor, empty: Tensor) -> Tensor:
     """Class numbers `[B]`, −1 for images without a phrase."""
     return torch.where(empty, -1, model.read(z).argmax(1))
 

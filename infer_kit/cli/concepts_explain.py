@@ -1,0 +1,89 @@
+"""`infer-kit concepts explain`: images as short weighted lists of phrases."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infer_kit.cli import concept_inputs as given
+from infer_kit.errors import InferKitError
+
+
+def explain(
+    encoder: given.Encoder,
+    images: Annotated[list[str], typer.Argument(help="Picture files or URLs.")],
+    bank: given.Bank,
+    classes: given.Classes,
+    template: given.Template = "a photo of a {}",
+    k: given.TopK = None,
+    alpha: given.Alpha = 1e-5,
+    positive: given.Positive = False,
+    image_mean: given.ImageMean = None,
+    top: Annotated[int, typer.Option(help="Phrases that are shown.")] = 16,
+    delete: Annotated[
+        list[str] | None, typer.Option(help="A phrase to take out; repeatable.")
+    ] = None,
+    insert: Annotated[
+        list[str] | None,
+        typer.Option(help="A phrase to add, or phrase=weight; repeatable."),
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Write a figure here; of several images a folder.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object an image and nothing else.")
+    ] = False,
+    device: given.Device = None,
+) -> None:
+    """Show which phrases an image is made of, and the class that they give.
+
+    Phrases are chosen by a certified lasso; under the table is what a reader should know of it.
+    After --delete and --insert the table is shown again.
+    """
+    if top < 1:
+        raise InferKitError(f"--top is a number from 1 on, got {top}.")
+    if figure is not None and len(images) > 1 and figure.suffix:
+        raise InferKitError("--figure takes a folder where several images are given.")
+    names = given.classes_of(classes)
+
+    from rich.console import Console
+
+    from infer_kit.images import open_image
+
+    console = Console(quiet=as_json)
+    opened = [open_image(image, f"Image {n}") for n, image in enumerate(images)]
+    model = given.model_of(encoder, bank, names, template, k, alpha, positive, image_mean, device)
+    for name, picture, found in zip(images, opened, model.explain(opened), strict=True):
+        console.print(f"[bold]{Path(name).name}[/bold]", highlight=False)
+        console.print(found.table(top))
+        if delete:
+            found = found.delete(delete)
+            console.print(f"without {', '.join(delete)}:", markup=False)
+            console.print(found.table(top))
+        if insert:
+            found = found.insert(_weighted(insert))
+            console.print(f"with {', '.join(insert)}:", markup=False)
+            console.print(found.table(top))
+        if figure is not None:
+            path = figure if len(images) == 1 else figure / f"{Path(name).stem}.png"
+            console.print(f"written to {found.figure(path, picture, top)}", markup=False)
+        if as_json:
+            print(json.dumps({"image": name, **found.to_dict()}))
+
+
+def _weighted(texts: list[str]) -> list[str] | dict[str, float]:
+    """Phrases, or phrases with weights."""
+    if not any("=" in text for text in texts):
+        return texts
+    out = {}
+    for text in texts:
+        phrase, _, weight = text.rpartition("=")
+        try:
+            out[phrase] = float(weight)
+        except ValueError as error:
+            raise InferKitError(
+                f"--insert {text!r} is no phrase=weight.",
+                hint="Give all of them with a weight, or none.",
+            ) from error
+    return out
