@@ -24,7 +24,7 @@ SHOWN = 16
 Order = Literal["descending", "ascending", "random"]
 Refit = Literal["lasso", "ols"]
 
-_FAR = 0.5  # cosine below which the phrases do not describe the image
+_FAR = 0.3  # cosine below which the phrases do not describe the image
 
 
 @dataclass(frozen=True)
