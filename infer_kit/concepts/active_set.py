@@ -18,7 +18,7 @@ STEP = 0.6
 ROUNDS = 10
 """Of mending at one λ. A level that takes more is tried again half as far away."""
 
-_MOST_RETRIES = 30
+_MOST_RETRIES = 8
 _SLACK = 1e-9  # relative: rounding is no violation
 
 

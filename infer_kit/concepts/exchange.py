@@ -10,9 +10,12 @@ step has a proximal term, so that features that depend on one another, or nearly
 import torch
 from torch import Tensor
 
+from infer_kit.concepts.active_set import polish
 from infer_kit.concepts.certificate import Problem, duality_gap
 
 _PROXIMAL = 1e-10  # relative to the largest squared norm of a feature
+_SLACK = 1e-10  # relative to λ: rounding is no violation
+_STILL = 20  # steps without a change of the support, at most
 
 
 def exchange(problem: Problem, start: Tensor, tol: float, most: int) -> tuple[Tensor, Tensor]:
@@ -31,13 +34,15 @@ def exchange(problem: Problem, start: Tensor, tol: float, most: int) -> tuple[Te
         w, took = _exchange(one, start[b], tol, most)
         found.append(w)
         steps.append(took)
-    return torch.stack(found), torch.tensor(steps, device=start.device)
+    w, _ = polish(problem, torch.stack(found))  # rid of the proximal term
+    return w, torch.tensor(steps, device=start.device)
 
 
 def _exchange(problem: Problem, start: Tensor, tol: float, most: int) -> tuple[Tensor, int]:
     F, v, lam = problem.F[0], problem.v[0], problem.lam[0]
     near = _PROXIMAL * F.square().sum(1).max()
     w, signs, at = start.clone(), start.sign(), start.nonzero()[:, 0]
+    still = 0
     for step in range(most):
         if len(at):
             F_S, x, sign = F[at], w[at], signs[at]
@@ -54,13 +59,15 @@ def _exchange(problem: Problem, start: Tensor, tol: float, most: int) -> tuple[T
                 at = at[~leaving]
                 continue
             w[at] = to
-        if float(duality_gap(problem, w[None])[0]) <= tol:
-            return w, step
         c = F @ (v - w @ F)
         excess = problem.violation(c) - lam
         excess[at] = -torch.inf
         j = excess.argmax()
-        if excess[j] > 0:
+        if excess[j] > _SLACK * lam:
             at = torch.cat([at, j[None]])
             signs[j] = c[j].sign()
+        elif still >= _STILL or float(duality_gap(problem, w[None])[0]) <= tol:
+            return w, step
+        else:  # further proximal steps on the same support
+            still += 1
     return w, most
