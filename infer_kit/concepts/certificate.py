@@ -10,6 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+_FEW = 4  # of this many phrases one has weight, or fewer
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -47,6 +49,10 @@ def correlation(F: Tensor, r: Tensor) -> Tensor:
 
 def rebuild(F: Tensor, w: Tensor) -> Tensor:
     r"""$z = F^\top w$: `[B, d]` of `[B, K, d]` and `[B, K]`."""
+    if len(F) == 1:
+        at = w[0].nonzero()[:, 0]
+        if _FEW * len(at) < F.shape[1]:  # only the phrases with weight are read
+            return w[:, at] @ F[0, at]
     return (w[:, None] @ F)[:, 0]
 
 

@@ -222,7 +222,8 @@ def _schedule(problem: Problem, lam_max: Tensor, solver: Solver) -> list[tuple[s
     dense = ~every if problem.positive else problem.lam < _DENSE * lam_max
     sparse = every if problem.positive else problem.lam >= _SPARSE * lam_max
     sparse = sparse & (lam_max.device.type == "cpu")
-    return [("rough_cd", sparse), ("active_set", ~dense), ("admm", dense), ("exchange", every)]
+    between = ~(sparse | dense)
+    return [("rough_cd", sparse), ("active_set", between), ("admm", dense), ("exchange", every)]
 
 
 def _run(
