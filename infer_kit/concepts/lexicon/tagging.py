@@ -42,11 +42,7 @@ class LexiconTagger:
         self._longest: dict[str, int] = {}  # by first word, how many words its longest noun has
         for noun in self._words.nouns:
             words = noun.split(" ")
-            first = KIND.get(words[0], "open")
-            # "three musketeers", but "two pieces" is no "two-piece"
-            if len(words) > 1 and (
-                first == "open" or (first == "number" and noun in lexicon.nouns)
-            ):
+            if len(words) > 1 and KIND.get(words[0], "number") == "number":
                 self._longest[words[0]] = max(len(words), self._longest.get(words[0], 0))
 
     def __call__(self, caption: str) -> list[tuple[str, str]]:
@@ -113,6 +109,7 @@ class LexiconTagger:
         for size in range(min(self._longest.get(tokens[i], 0), len(tokens) - i), 1, -1):
             text = " ".join(tokens[i : i + size])
             word = self._words.several(text)
+            # "three musketeers", but "two pieces" is no "two-piece"
             if word is not None and (tokens[i] not in KIND or text in self._words.lexicon.nouns):
                 return size, word
         return 1, None
@@ -125,7 +122,7 @@ def _is_adjective(units: list[_Unit], i: int, context: str, head: Word) -> bool:
         return False
     announced = context in _ANNOUNCED
     if word.verb and not announced:
-        if word.form == "ing" or (word.form == "ed" and context == "noun"):
+        if word.form == "ing":
             return False
         as_verb = context == "to" or (context == "noun" and head.agrees)
         if word.form == "base" and as_verb and word.v > 0:
