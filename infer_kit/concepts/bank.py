@@ -12,14 +12,12 @@ from torch import Tensor
 
 from infer_kit.concepts.encoders import Encoder, encoder_for, text_features
 from infer_kit.concepts.near_duplicates import far_from, first_of_each
+from infer_kit.concepts.phrase_lists import LONGEST, cleaned, normalised
 from infer_kit.concepts.retrieval import CHUNK
 from infer_kit.errors import InferKitError
 
 Dtype = Literal["float32", "float16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
-LONGEST = 20
-"""Characters of the longest phrase that is kept, as published."""
-
 _PROBES = 8  # phrases by which an encoder is recognised
 _ALIKE = 0.995  # their least cosine; half precision changes a feature by less
 
@@ -223,40 +221,6 @@ class ConceptBank:
         phrases = tuple(p for p, stays in zip(self.phrases, kept.tolist(), strict=True) if stays)
         whole = {**self.dropped, **{w: self.dropped.get(w, 0) + n for w, n in dropped.items()}}
         return replace(self, phrases=phrases, features=self.features[kept], dropped=whole)
-
-
-def normalised(phrase: str) -> str:
-    """Lower case, single spaces, underscores as spaces."""
-    return " ".join(phrase.lower().replace("_", " ").split())
-
-
-def cleaned(
-    phrases: Iterable[str], classes: Sequence[str] = (), longest: int | None = LONGEST
-) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Phrases normalised, unlike and sorted, and how many were left out for which reason.
-
-    Raises:
-        InferKitError: they are one string, or one of them is no string.
-    """
-    if isinstance(phrases, str) or isinstance(classes, str):
-        raise InferKitError(
-            "phrases and classes are lists of strings, got one string.",
-            hint="Of a file pass its lines: Path('phrases.txt').read_text().splitlines().",
-        )
-    names, count = set(), 0
-    for count, phrase in enumerate(phrases, 1):
-        if not isinstance(phrase, str):
-            raise InferKitError(f"Phrase {count - 1} is a {type(phrase).__name__}, not a string.")
-        names.add(normalised(phrase))
-    dropped = {"equal to another": count - len(names)}
-    for why, out in (
-        ("empty", {""}),
-        ("too long", {p for p in names if longest is not None and len(p) > longest}),
-        ("class names", {normalised(name) for name in classes}),
-    ):
-        dropped[why] = len(names & out)
-        names -= out
-    return tuple(sorted(names)), {why: n for why, n in dropped.items() if n}
 
 
 def checksum(phrases: Sequence[str]) -> str:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from infer_kit.concepts.bank import normalised
 from infer_kit.concepts.encoders import text_features
 from infer_kit.concepts.lasso import sparse_code
+from infer_kit.concepts.phrase_lists import normalised
 from infer_kit.errors import InferKitError
 
 if TYPE_CHECKING:

@@ -10,11 +10,9 @@ from collections.abc import Iterable, Iterator
 from tqdm import tqdm
 
 from infer_kit.concepts import lexicon
+from infer_kit.concepts.phrase_lists import LONGEST, cleaned
 from infer_kit.concepts.taggers import Tagged, Tagger, tagging
 from infer_kit.errors import InferKitError
-
-LONGEST = 20
-"""Characters of the longest phrase that is kept, as published."""
 
 
 def noun_phrases(
@@ -70,8 +68,7 @@ def clean(phrases: Iterable[str], longest: int | None = LONGEST) -> list[str]:
     >>> clean(["Red  ball ", "dog", "red ball", ""])
     ['dog', 'red ball']
     """
-    plain = {" ".join(phrase.lower().split()) for phrase in _texts(phrases, "phrases")}
-    return sorted(p for p in plain if p and (longest is None or len(p) <= longest))
+    return list(cleaned(phrases, longest=longest)[0])
 
 
 def _texts(items: Iterable[str], what: str) -> Iterator[str]:

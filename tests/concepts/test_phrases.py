@@ -116,7 +116,14 @@ def test_wordnet_nouns() -> None:
     assert wordnet_nouns() == [noun for noun in nouns if len(noun) <= 20]
 
 
-@pytest.mark.parametrize("function", [noun_phrases, lexicon_noun_phrases, clean])
+def test_phrases_that_are_none() -> None:
+    with pytest.raises(InferKitError, match="lists of strings, got one string"):
+        clean("a dog")
+    with pytest.raises(InferKitError, match="Phrase 2 is a int, not a string"):
+        clean(iter(["a dog", "a cat", 7]))  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("function", [noun_phrases, lexicon_noun_phrases])
 def test_texts_that_are_none(function) -> None:
     with pytest.raises(InferKitError, match="is one text") as error:
         function("a dog")

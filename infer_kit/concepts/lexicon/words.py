@@ -10,8 +10,10 @@ from infer_kit.concepts.lexicon.closed_class import ANIMATE, KIND, PLURAL
 _NONE = (0, 0, 0, 0)
 _PLURALS = {"ses": "s", "xes": "x", "zes": "z", "ches": "ch", "shes": "sh", "men": "man"}
 _PLURALS |= {"ies": "y", "s": ""}  # WordNet's rules of detachment, as the next ones
-_VERBS = (("ies", "y"), ("es", "e"), ("es", ""), ("s", ""), ("ed", "e"), ("ed", ""))
-_VERBS = (*_VERBS, ("ing", "e"), ("ing", ""), ("ying", "ie"))
+_VERBS = (
+    *(("ies", "y"), ("es", "e"), ("es", ""), ("s", ""), ("ed", "e"), ("ed", "")),
+    *(("ing", "e"), ("ing", ""), ("ying", "ie")),
+)
 
 
 @dataclass(frozen=True, slots=True)
