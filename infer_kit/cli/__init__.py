@@ -10,6 +10,7 @@ from infer_kit import __version__
 from infer_kit.cli.compare import compare
 from infer_kit.cli.concepts import concepts
 from infer_kit.cli.demo import demo
+from infer_kit.cli.demo_concepts import demo_concepts
 from infer_kit.cli.demo_icl import demo_icl
 from infer_kit.cli.env import env
 from infer_kit.cli.eval import evaluate
@@ -53,6 +54,7 @@ def options(
 demos = typer.Typer(pretty_exceptions_enable=False)
 demos.callback(invoke_without_command=True, epilog="Example: infer-kit demo --save demo/")(demo)
 demos.command("icl", epilog="Example: infer-kit demo icl --save demo/")(demo_icl)
+demos.command("concepts", epilog="Example: infer-kit demo concepts --save demo/")(demo_concepts)
 app.add_typer(demos, name="demo")
 app.command(epilog='Example: infer-kit generate demo "what color is the background ?"')(generate)
 app.command(epilog=f"Example: {EXPLAIN_EXAMPLE}")(explain)

@@ -56,6 +56,11 @@ class DeletionCurve:
             beside: of the same images; its zero-shot and random-dictionary accuracy are drawn too.
         """
         drawn, axes = canvas()
+        self.draw(axes, beside)
+        return saved(drawn, Path(path))
+
+    def draw(self, axes: Any, beside: Evaluation | None = None) -> None:
+        """The same on axes of one's own."""
         for order, values in self.accuracy.items():
             axes.plot(self.counts, values, marker="o", label=_NAMES[order])
         if beside is not None:
@@ -65,9 +70,8 @@ class DeletionCurve:
                 axes.axhline(scores.accuracy, color="grey", ls=style, lw=1, label=label)
         axes.set_xlabel(f"phrases deleted, of {self.nonzero:.0f} on average")
         axes.set_ylabel(f"accuracy ({self.n:,} images)")
-        axes.set_ylim(0, 1)
-        axes.legend(fontsize="small")
-        return saved(drawn, Path(path))
+        axes.set_ylim(0, 1.02)
+        axes.legend(fontsize="x-small")
 
 
 _NAMES = {

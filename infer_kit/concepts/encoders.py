@@ -132,7 +132,10 @@ def encoder_for(given: Any, device: str | None = None) -> Encoder:
             return OpenCLIPEncoder(f"local-dir:{where}", device=device)
         dual = DualEncoder.from_pretrained(where)
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return TransformersEncoder(dual.model.to(chosen), dual.processor, str(given))
+        model = dual.model.to(chosen)
+        if model.device.type == "cpu":  # where half precision is slow
+            model = model.float()
+        return TransformersEncoder(model, dual.processor, str(given))
     if isinstance(given, tuple) and len(given) == 2:
         return TransformersEncoder(*given)
     if isinstance(given, Encoder):

@@ -8,7 +8,7 @@ from infer_kit.canvas import canvas, saved
 if TYPE_CHECKING:
     from infer_kit.concepts.explanation import Explanation
 
-_CLASSES = 5  # that are shown, the most probable ones
+_CLASSES, _LIKELY = 5, 0.005  # shown are at most so many classes, two of them always
 _BAR = 24  # characters of the longest bar
 
 
@@ -41,7 +41,8 @@ def figure(explanation: "Explanation", path: Path, picture: Any, n: int) -> Path
     )  # fmt: skip
     if picture is not None:
         axes[0].imshow(picture)
-        axes[0].axis("off")
+        axes[0].set_xticks([])
+        axes[0].set_yticks([])
     phrases, classes = axes[-2:]
     colours = ["tab:red" if w < 0 else "tab:blue" for _, w in top]
     phrases.barh(range(len(top)), [w for _, w in top], color=colours)
@@ -58,17 +59,19 @@ def figure(explanation: "Explanation", path: Path, picture: Any, n: int) -> Path
     ):
         classes.barh([p + shift for p in places], [of[c] for c in names], 0.38, label=label)
     classes.set_yticks(places, names, fontsize="small")
-    classes.invert_yaxis()
     classes.set_xlim(0, 1)
+    classes.set_ylim(max(2.5, len(names) - 0.5), -0.5)
     classes.set_xlabel("probability")
-    classes.legend(fontsize="x-small")
+    classes.legend(fontsize="x-small", loc="lower right")
     classes.set_title(_title(explanation), fontsize="small")
     return saved(drawn, path)
 
 
 def _likely(explanation: "Explanation") -> list[str]:
     scores = explanation.probabilities if explanation.phrases else explanation.zero_shot
-    return sorted(scores, key=lambda name: -scores[name])[:_CLASSES]
+    names = sorted(scores, key=lambda name: -scores[name])[:_CLASSES]
+    either = (explanation.probabilities, explanation.zero_shot)
+    return [c for n, c in enumerate(names) if n < 2 or max(p[c] for p in either) >= _LIKELY]
 
 
 def _title(explanation: "Explanation") -> str:

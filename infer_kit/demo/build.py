@@ -117,37 +117,57 @@ def make_processor(
         pixels: side of the processed picture.
         longest: the model's longest context.
     """
+    from transformers import LlavaProcessor
+
+    tokenizer = fast_tokenizer(
+        word_level(vocabulary), longest, extra_special_tokens={"image_token": "<image>"}
+    )
+    return LlavaProcessor(
+        image_processor=image_processor(pixels),
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+
+
+def word_level(vocabulary: Sequence[str]) -> Any:
+    """A tokenizer of lower-cased words and punctuation marks, the first ones special."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-    from transformers import LlavaProcessor, PreTrainedTokenizerFast
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
     )
-    tokenizer = PreTrainedTokenizerFast(
+    return words
+
+
+def fast_tokenizer(words: Any, longest: int, **special: Any) -> Any:
+    """The tokenizer of transformers around `word_level`."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
         tokenizer_object=words,
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
         unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>"},
         clean_up_tokenization_spaces=False,
         model_max_length=longest,
         model_input_names=["input_ids", "attention_mask"],
+        **special,
     )
+
+
+def image_processor(pixels: int) -> Any:
+    """Pictures of `pixels` by `pixels`, without a crop."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
     side = {"height": pixels, "width": pixels}
-    images = CLIPImageProcessorPil(
+    return CLIPImageProcessorPil(
         size=side, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
-    return LlavaProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
     )
 
 
@@ -192,6 +212,11 @@ def save(model: Any, processor: Any, folder: Path) -> None:
         if not name.startswith("lm_head.") and not name.endswith("position_ids")
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    tidy_tokenizer_config(folder)
+
+
+def tidy_tokenizer_config(folder: Path) -> None:
+    """Keys in the order of the alphabet: the file is the same in every run."""
     card = folder / "tokenizer_config.json"
     card.write_text(json.dumps(json.loads(card.read_text()), indent=2, sort_keys=True) + "\n")
 

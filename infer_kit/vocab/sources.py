@@ -12,6 +12,7 @@ from infer_kit.vocab.vocabulary import Vocabulary
 BUNDLED = {
     "demo": "demo/model",
     "demo-icl": "demo/icl/model",
+    "demo-clip": "demo/clip/model",
     "demo-text-a": "demo/text/model/a",
     "demo-text-b": "demo/text/model/b",
 }
