@@ -80,6 +80,12 @@ METHODS = (
         "Chijiwa et al., ICML 2025, arXiv 2502.12776",
     ),
     Method(
+        "ZeroShotCBM",
+        "p(class) = softmax(s T F^T w), w = argmin ½|v − F^T w|² + λ|w|₁, F the nearest phrases",
+        ("transformers",),
+        "Yamaguchi et al., arXiv 2502.09018",
+    ),
+    Method(
         "CoupledLM",
         "Π_k p_k(y)^w_k / Z   or   Σ_k w_k p_k(y)",
         ("transformers",),
