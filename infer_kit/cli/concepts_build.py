@@ -73,7 +73,8 @@ def build(
         bank.save(out)
         typer.echo(f"all phrases are in {whole}", err=True)
     for why, n in bank.dropped.items():
-        typer.echo(f"left out: {n:,} {why}", err=True)
+        if n:
+            typer.echo(f"left out: {n:,} {why}", err=True)
     print(f"{len(bank):,} phrases of {bank.dim} numbers in {out}")
 
 
