@@ -50,7 +50,7 @@ class Decomposition:
 
     Attributes:
         v: `[B, d]` unit image features. target: `[B, d]`, what is rebuilt: v, or v centred.
-        rows: `[B, K]`, numbers of the phrases. F: `[B, K, d]` float64, their features.
+        rows: `[B, K]`, numbers of the phrases. F: `[B, K, d]` float32, their features.
         code: weights of the phrases. z: `[B, d]` float64, what the class is read from.
     """
 
@@ -231,6 +231,8 @@ class ZeroShotCBM:
             else:
                 _, rows = self.retriever.topk(target, self.k)
             F = self.phrase_features(self.bank.rows(rows).to(v.device))
+        if v.device.type == "mps":  # which has no float64
+            v, target, rows, F = v.cpu(), target.cpu(), rows.cpu(), F.cpu()
         code = sparse_code(
             F, target, self.alpha, self.scale, self.positive, self.solver, self.tol, self.max_iter
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from infer_kit.canvas import canvas, saved
 from infer_kit.concepts.cbm import ZeroShotCBM
+from infer_kit.concepts.certificate import rebuild
 from infer_kit.concepts.measures import Evaluation, class_numbers, labelled
 from infer_kit.errors import InferKitError
 
@@ -104,7 +105,7 @@ def deletion_curve(
     hits: dict[str, list[list[Tensor]]] = {order: [[] for _ in counts] for order in ORDERS}
     nonzero, start = [], 0
     for part in model.decompose(v):
-        w, true = part.code.w, truth[start : start + len(part.v)]
+        w, F, true = part.code.w, part.F.double(), truth[start : start + len(part.v)]
         start += len(part.v)
         nonzero.append((w != 0).sum(1).cpu())
         noise = torch.rand(w.shape, generator=generator, dtype=w.dtype).to(w.device)
@@ -113,7 +114,7 @@ def deletion_curve(
             rank = key.masked_fill(w == 0, -torch.inf).argsort(1, True).argsort(1)
             for n, count in enumerate(counts):
                 left = torch.where(rank < count, 0.0, w)
-                z = model.rebuilt((left[:, None] @ part.F.double())[:, 0])
+                z = model.rebuilt(rebuild(F, left))
                 found = class_numbers(model, z, (left == 0).all(1)).cpu()
                 hits[order][n].append(found == true)
     accuracy = {
