@@ -24,6 +24,7 @@ from infer_kit.concepts.encoders import (
 from infer_kit.concepts.explanation import Explanation
 from infer_kit.concepts.lasso import Code, lasso_lambda, sparse_code
 from infer_kit.concepts.measures import Evaluation, evaluate, random_dictionary_control
+from infer_kit.concepts.phrases import lexicon_noun_phrases, noun_phrases, wordnet_nouns
 from infer_kit.concepts.probe import IMAGENET, LinearProbe, ProbeRecipe
 from infer_kit.concepts.retrieval import FaissIndex, topk
 
@@ -51,8 +52,11 @@ __all__ = [
     "image_features",
     "kkt_violation",
     "lasso_lambda",
+    "lexicon_noun_phrases",
+    "noun_phrases",
     "random_dictionary_control",
     "sparse_code",
     "text_features",
     "topk",
+    "wordnet_nouns",
 ]
