@@ -17,6 +17,7 @@ PROMISES = {
     "does_the_rationale_matter": ("own ", "shuffled ", "empty ", "given "),
     "contrast_the_image": ("plain ", "VCD, kl:0.1 ", "noised", "weights under the budget: [["),
     "many_demonstrations": ("true answer:", "answer:", "chunk 3 wanted", "full context:"),
+    "concepts_of_a_picture": ("pictures", "without '", "refitted:", "put back:", "as before: True"),
     "two_tokenizers": ("pooled over bytes", "model calls (", "log P of it under b:", "bits a byte"),
     "portable_reward": ("gain on its own base:", "before, ", "with the reward: "),
     "portable_reward_digits": ("gain on its own base:", "CNN with the MLP's reward", "loss by β"),
