@@ -6,6 +6,7 @@ python docs/figures/draw.py                     # writes docs/figures/*.svg; nee
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -265,8 +266,47 @@ def rewards() -> None:
     )
 
 
+def concepts() -> None:
+    picture = Picture(10.3, 2.62)
+    top, bottom, tall = 1.62, 0.72, 0.44
+    middle = (top + bottom + tall) / 2
+    for y, kind, chip, tower, out in (
+        (top, "image", "image", "image tower", "v"),
+        (bottom, "text", "N phrases", "text tower", "bank"),
+    ):
+        picture.box(0.24, y, 1.16, tall, COLOURS[kind], chip, size=8.5)
+        picture.arrow((1.4, y + tall / 2), (1.7, y + tall / 2))
+        picture.box(1.7, y, 1.1, tall, COLOURS["model"], tower, size=8.5)
+        picture.arrow((2.8, y + tall / 2), (3.5, middle + (y + tall / 2 - middle) * 0.4))
+        picture.text(3.1, y + tall / 2 + (0.06 if y == top else -0.1), out, size=9, weight="bold")
+    boxes = (
+        (3.5, 1.2, "pool", "K nearest", r"$F$  [K, d]"),
+        (5.0, 1.75, "pool", "lasso, certified", r"$|v-F^{\top}w|^2/2+\lambda|w|_1$"),
+        (7.05, 1.35, "text", "weighted phrases", r"$z=F^{\top}w$"),
+        (8.7, 1.35, "question", "class", r"softmax$(s\,T z)$"),
+    )
+    for x, width, kind, name, formula in boxes:
+        picture.box(x, middle - 0.43, width, 0.86, COLOURS[kind])
+        picture.text(x + width / 2, middle + 0.18, name, size=8.5)
+        picture.text(x + width / 2, middle - 0.16, formula, size=9.5)
+    for (x, width, *_), (following, *_) in pairwise(boxes):
+        picture.arrow((x + width, middle), (following, middle))
+    picture.box(8.795, 0.42, 1.16, 0.36, COLOURS["text"], "class names: T", size=8)
+    picture.arrow((9.375, 0.78), (9.375, middle - 0.43))
+    for x, heading in (
+        (0.82, "read"),
+        (2.25, "encoder"),
+        (5.0, "for each image"),
+        (7.72, "explanation"),
+    ):
+        picture.text(x, 2.42, heading, size=7.5, colour=MUTED)
+    note = "The bank is encoded once. Nothing is trained; delete or insert phrases, read again."
+    picture.text(0.24, 0.24, note, size=8, colour=MUTED, ha="left")
+    picture.save("concepts")
+
+
 def main() -> None:
-    for draw in (red, parallel_icl, contrastive, vocabularies, rewards):
+    for draw in (red, parallel_icl, contrastive, vocabularies, rewards, concepts):
         draw()
 
 
