@@ -19,6 +19,7 @@ ROUNDS = 10
 """Of mending at one λ. A level that takes more is tried again half as far away."""
 
 _MOST_RETRIES = 8
+_LENIENT = 3  # rounds of polishing in which the support may change more than in the one before
 _SLACK = 1e-9  # relative: rounding is no violation
 
 
@@ -86,26 +87,28 @@ def polish(problem: Problem, near: Tensor) -> tuple[Tensor, Tensor]:
     """
     support, signs = near != 0, near.sign()
     w, done = near.clone(), torch.zeros(len(near), dtype=torch.bool, device=near.device)
-    trying = ~done
-    for _ in range(ROUNDS):
+    trying, changed = ~done, torch.full_like(support.sum(1), support.shape[1])
+    for round_ in range(ROUNDS):
         guess = mend(problem, problem.lam, support, signs)
         fresh = trying & guess.optimal
         w = torch.where(fresh[:, None], guess.w, w)
-        done, trying = done | fresh, trying & guess.solved & ~guess.optimal
+        last, changed = changed, (support != guess.support).sum(1)
+        nearing = (changed < last) | (round_ < _LENIENT)
+        done, trying = done | fresh, trying & guess.solved & ~guess.optimal & nearing
         if not bool(trying.any()):
             break
         support, signs = guess.support, guess.signs
     return w, done
 
 
-def follow_path(problem: Problem, most: int) -> tuple[Tensor, Tensor]:
+def follow_path(problem: Problem, most: int, widest: int) -> tuple[Tensor, Tensor]:
     """Follow the solution from λ_max, where it is 0, down to λ.
 
     At every level the support of the level above is the first guess, and is nearly right. There is
     no guarantee that a guess is mended in a few rounds, hence nearer levels where it was not.
 
     Args:
-        most: rounds in all.
+        most: rounds in all. widest: phrases with weight at which to give up.
 
     Returns:
         w `[B, K]`, the optimum, or that of the last level that was reached; `[B]` rounds.
@@ -126,7 +129,7 @@ def follow_path(problem: Problem, most: int) -> tuple[Tensor, Tensor]:
         open_ = open_ & ~(reached & (level <= problem.lam))
         failed = ~guess.optimal & (~guess.solved | (here >= ROUNDS))
         retries = retries + failed.long()
-        open_ = open_ & (retries <= _MOST_RETRIES)
+        open_ = open_ & (retries <= _MOST_RETRIES) & ((w != 0).sum(1) <= widest)
         if not bool(open_.any()):
             break
         down, back = guess.optimal[:, None], failed[:, None]

@@ -30,6 +30,14 @@ Solver = Literal["auto", "active_set", "admm", "cd"]
 # Of λ/λ_max, with weights of both signs: below the first many phrases have weight, and ADMM is the
 # fastest; above the second few, and coordinate descent is, on a CPU. Measured at K 2048, d 512.
 _DENSE, _SPARSE = 0.015, 0.05
+_WIDE = 3  # a support of more than d over this is for ADMM
+# What each solver leaves above tol goes to the next.
+_ORDER: dict[str, tuple[str, ...]] = {
+    "auto": ("rough_cd", "active_set", "admm", "exchange"),
+    "active_set": ("active_set", "admm", "exchange"),
+    "admm": ("admm", "exchange"),
+    "cd": ("cd", "exchange"),
+}
 # Solvers aim at this share of tol: an error of w is like the square root of the gap.
 _EXACT = 1e-5
 _ON_GPU = 64  # problems at a time; on a CPU one, whose phrases then stay in the cache
@@ -188,11 +196,13 @@ def _solve(
     lam_max = problem.lam_max
     w = torch.zeros(F.shape[:2], dtype=F.dtype, device=F.device)
     n_iter = torch.zeros(len(v), dtype=torch.long, device=F.device)
-    gap = torch.zeros_like(lam_max).masked_fill(
-        problem.lam < lam_max, torch.inf
-    )  # w = 0 is the solution at λ_max
-    for name, chosen in _schedule(problem, lam_max, solver):
-        at = (chosen & (gap > _EXACT * tol)).nonzero()[:, 0]
+    # w = 0 is the solution at λ_max
+    gap = torch.zeros_like(lam_max).masked_fill(problem.lam < lam_max, torch.inf)
+    for name in _ORDER[solver]:
+        wanted = gap > _EXACT * tol
+        if solver == "auto":
+            wanted = wanted & _suits(name, problem, w)
+        at = wanted.nonzero()[:, 0]
         if len(at):
             part = problem if len(at) == len(v) else _rows(problem, at)
             found, took = _run(name, part, w[at], _EXACT * tol, most)
@@ -214,25 +224,33 @@ def _solve(
     )
 
 
-def _schedule(problem: Problem, lam_max: Tensor, solver: Solver) -> list[tuple[str, Tensor]]:
-    """Solvers in the order of trying, and for which images."""
-    every = torch.ones_like(lam_max, dtype=torch.bool)
-    if solver != "auto":
-        return [(solver, every), ("exchange", every)]
-    dense = ~every if problem.positive else problem.lam < _DENSE * lam_max
-    sparse = every if problem.positive else problem.lam >= _SPARSE * lam_max
-    sparse = sparse & (lam_max.device.type == "cpu")
-    between = ~(sparse | dense)
-    return [("rough_cd", sparse), ("active_set", between), ("admm", dense), ("exchange", every)]
+def _suits(name: str, problem: Problem, w: Tensor) -> Tensor:
+    """`[B]`: the images that "auto" tries a solver on, of those that are left.
+
+    Args:
+        w: `[B, K]`, of those before it.
+    """
+    every = torch.ones_like(problem.lam, dtype=torch.bool)
+    ratio = problem.lam / problem.lam_max
+    signed = every & (not problem.positive)
+    few = (~signed | (ratio >= _SPARSE)) & (problem.lam.device.type == "cpu")
+    if name == "rough_cd":
+        return few
+    if name == "active_set":
+        return ~few & (~signed | (ratio >= _DENSE))
+    if name == "admm":  # what coordinate descent nearly solved, with few phrases, is left to
+        return ~few | (_WIDE * (w != 0).sum(1) > problem.F.shape[2])  # the last one
+    return every
 
 
 def _run(
     name: str, problem: Problem, start: Tensor, tol: float, most: int
 ) -> tuple[Tensor, Tensor]:
-    if name == "active_set":
-        return follow_path(problem, most)
+    """Weights and steps of one solver."""
     if name == "rough_cd":
         return rough_descent(problem, most)
+    if name == "active_set":
+        return follow_path(problem, most, widest=problem.F.shape[2] // _WIDE)
     if name == "exchange":
         return exchange(problem, start, tol, most)
     return (admm if name == "admm" else coordinate_descent)(problem, tol, most)
