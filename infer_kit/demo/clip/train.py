@@ -129,7 +129,7 @@ def train(out: Path, seed: int, smoke: bool = False) -> None:
     def teach(stage: Stage, rng: random.Random) -> None:
         fit(model, processor, table, stage, rng.randrange(2**32))
 
-    made = out / "stages"
+    made = out / f"stages-{seed}{'-smoke' if smoke else ''}"
     run_stages(model, STAGES, teach, made, seed, smoke, start)
     build.save(model, processor, out)
     shutil.rmtree(made)
