@@ -23,7 +23,7 @@ _BLOCK = re.compile(
 _LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 _BETWEEN = "\x1e"
 _COMMAND = re.compile(
-    r"^(?:(?P<cli>infer-kit [a-z]+(?: icl)?)|"
+    r"^(?:(?P<cli>infer-kit (?:concepts [a-z]+|demo (?:icl|concepts)|[a-z]+))|"
     r"(?:python|torchrun --nproc_per_node \d+) (?P<script>evals/[\w/]+\.py))\b(?P<rest>.*)$"
 )
 
