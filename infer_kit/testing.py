@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from infer_kit.concepts.certificate import Problem, duality_gap, kkt_violation
 from infer_kit.engine.context_prefix import prompt_length
 from infer_kit.engine.coupled_lm import CoupledLM
 from infer_kit.vocab.language_models import language_model
@@ -368,6 +369,24 @@ def assert_certificate_law(
             )
         if not low - slack <= true <= high + slack:
             raise AssertionError(f"Byte {place}: log P {true} is not in [{low}, {high}].")
+
+
+def assert_sparse_code_law(
+    F: Tensor, v: Tensor, w: Tensor, lam: float, positive: bool = False, tol: float = 1e-9
+) -> None:
+    r"""w minimises $\tfrac12|v - F^\top w|^2 + \lambda|w|_1$.
+
+    Its duality gap is at most tol·|v|²; on the support $F_j r = \lambda\,\mathrm{sign}\,w_j$, and
+    elsewhere $|F_j r| \le \lambda$, within 1e-6·λ. For codes of a solver of your own: F `[K, d]`, v `[d]`, w `[K]`.
+    """
+    one = torch.tensor([lam], dtype=torch.float64)
+    problem = Problem(F.double()[None], v.double()[None], one, positive)
+    gap = float(duality_gap(problem, w.double()[None]))
+    if not gap <= tol * float(v.double() @ v.double()):
+        raise AssertionError(f"The duality gap is {gap:.3g}, wanted {tol:g}·|v|².")
+    off = float(kkt_violation(problem, w.double()[None]))
+    if not off <= 1e-6 * lam:
+        raise AssertionError(f"The optimality conditions are {off:.3g} off, at λ {lam:g}.")
 
 
 def _answer(sequence: Tensor, lm: CoupledLM) -> list[int]:

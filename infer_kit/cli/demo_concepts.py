@@ -84,7 +84,7 @@ def table(found: "dict[str, Way]", pictures: int) -> Any:
     """The ways side by side."""
     from rich.table import Table
 
-    columns = ("phrases", "image", "random", "nonzero", "not", "true", "-4 top", "-4 any")
+    columns = ("phrases", "image", "random", "nonzero", "neg.", "true", "-4 top", "-4 any")
     out = Table(title=f"Accuracy on {pictures} held-out pictures", padding=(0, 0))
     out.add_column("way", no_wrap=True)
     for column in columns:

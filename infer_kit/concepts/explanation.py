@@ -24,6 +24,7 @@ SHOWN = 16
 Order = Literal["descending", "ascending", "random"]
 Refit = Literal["lasso", "ols"]
 
+_MOST = 0.95  # share of the weight that may stand for all of it
 _FAR = 0.3  # cosine below which the phrases do not describe the image
 
 
@@ -106,8 +107,8 @@ class Explanation:
         if not self.unique:
             said.append("phrases with the same feature share a weight, which is not unique")
         size = self.weights.abs()
-        if len(size) > SHOWN:
-            share = float(size[:SHOWN].sum() / size.sum())
+        share = float(size[:SHOWN].sum() / size.sum()) if len(size) else 1.0
+        if share < _MOST:
             said.append(f"the first {SHOWN} of {len(size)} phrases carry {share:.0%} of the weight")
         if len(size) and (negative := float(size[self.weights < 0].sum() / size.sum())) > 0.25:
             said.append(f"{negative:.0%} of the weight says what is not there")
@@ -128,7 +129,7 @@ class Explanation:
         """The explanation without some phrases.
 
         Args:
-            what: phrases; or how many of those with weight.
+            what: phrases, with or without the NOT of `top`; or how many of those with weight.
             order: of a number: by falling or rising |w|, or at random.
             refit: False, as in the paper: their weights become 0 and the class is read again. True:
                 the lasso chooses anew among the other candidates, which may put the same thing in
@@ -231,6 +232,7 @@ class Explanation:
                 else list(range(size))[size - what :]
             )
         names = [what] if isinstance(what, str) else [str(name) for name in _listed(what)]
+        names = [name.removeprefix("NOT ") for name in names]  # as `top` shows them
         here = {phrase: n for n, phrase in enumerate(self.phrases)}
         absent = [name for name in names if normalised(name) not in here]
         if absent:

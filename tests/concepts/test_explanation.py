@@ -76,6 +76,7 @@ def test_deleting_phrases_by_name(found: Explanation) -> None:
     gone = found.weights[:2] @ found.features[:2]
     torch.testing.assert_close(rebuilt(left), rebuilt(found) - gone, atol=1e-12, rtol=0)
     assert found.delete(first).phrases == found.phrases[1:]
+    assert found.delete(f"NOT {first}").phrases == found.phrases[1:]
 
 
 def test_deleting_with_a_refit_solves_the_lasso_without_them(found: Explanation) -> None:

@@ -16,6 +16,7 @@ from infer_kit.concepts import lasso
 from infer_kit.concepts.certificate import Problem, duality_gap, kkt_violation, objective
 from infer_kit.concepts.lasso import Code, Solver, lasso_lambda, sparse_code
 from infer_kit.errors import InferKitError
+from infer_kit.testing import assert_sparse_code_law
 from tests.concepts.lassos import (
     Case,
     by_coordinates,
@@ -79,8 +80,17 @@ def test_the_weights_are_the_textbooks_where_they_are_unique() -> None:
 def test_optimality_conditions() -> None:
     for case in cases(100, seed=4):
         if case.kind in ("gaussian", "common mean"):
-            code = solved(case)
-            assert float(kkt_violation(problem_of(case), code.w[None])) < 1e-6, case
+            assert_sparse_code_law(case.F, case.v, solved(case).w, case.lam, case.positive)
+
+
+def test_the_law_notices_what_is_not_the_optimum() -> None:
+    F, v = clip_like(60, 24)
+    w = sparse_code(F, v, 1e-3).w
+    assert_sparse_code_law(F, v, w, 24e-3)
+    with pytest.raises(AssertionError, match="The duality gap is"):
+        assert_sparse_code_law(F, v, 1.01 * w, 24e-3)
+    with pytest.raises(AssertionError, match="The optimality conditions are"):
+        assert_sparse_code_law(F, v, w + 1e-6 * (w != 0), 24e-3, tol=1e-3)
 
 
 @pytest.mark.parametrize("positive", [False, True])
