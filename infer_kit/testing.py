@@ -377,7 +377,8 @@ def assert_sparse_code_law(
     r"""w minimises $\tfrac12|v - F^\top w|^2 + \lambda|w|_1$.
 
     Its duality gap is at most tol·|v|²; on the support $F_j r = \lambda\,\mathrm{sign}\,w_j$, and
-    elsewhere $|F_j r| \le \lambda$, within 1e-6·λ. For codes of a solver of your own: F `[K, d]`, v `[d]`, w `[K]`.
+    elsewhere $|F_j r| \le \lambda$, within 1e-6·λ. For codes of a solver
+    of your own: F `[K, d]`, v `[d]`, w `[K]`.
     """
     one = torch.tensor([lam], dtype=torch.float64)
     problem = Problem(F.double()[None], v.double()[None], one, positive)

@@ -62,7 +62,7 @@ class ConceptBank:
             prompt: what a phrase is put in for its feature; the paper encodes bare phrases.
             classes: names that may not be phrases: the label would be read from them.
             longest: longer phrases are left out; None keeps all. `dropped` counts them.
-            dtype: "float16" halves a bank; 99.95 % of the retrieved phrases stay the same (of a million, measured).
+            dtype: "float16" halves a bank; of a million, 99.95 % of the retrieved phrases stay.
             folder: save there while encoding; a call that was interrupted goes on where it was.
             batch_size: texts that are encoded at a time.
 
