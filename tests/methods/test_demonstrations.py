@@ -9,16 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    CLIPConfig,
-    CLIPModel,
-    CLIPProcessor,
-    PreTrainedModel,
-    SiglipConfig,
-    SiglipModel,
-    SiglipProcessor,
-)
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import PreTrainedModel
 
 from infer_kit.backends import backend_for
 from infer_kit.errors import InferKitError
@@ -33,7 +24,7 @@ from infer_kit.methods.features import (
 from infer_kit.methods.parallel_icl import ParallelICL
 from tests.methods.conftest import chat, picture
 from tests.methods.icl_cases import GREEDY, QUERIES, demonstrations, turns
-from tests.tiny.tokenizers import tiny_tokenizer
+from tests.tiny.dual import save_dual_encoder
 
 # What users pass
 
@@ -158,35 +149,11 @@ def test_texts_alone_by_the_models_embeddings(lvlm: PreTrainedModel, processor: 
     assert encoder.images([picture(0)], None).shape == (1, 0)
 
 
-_TEXT = {
-    "vocab_size": 160, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "max_position_embeddings": 24, "projection_dim": 8,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-_VISION = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "image_size": 8, "patch_size": 4, "projection_dim": 8,
-}  # fmt: skip
-
-
 @pytest.fixture(scope="module", params=["clip", "siglip"])
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random CLIP or SigLIP of two layers, on disk with its processor."""
     folder = tmp_path_factory.mktemp(request.param)
-    pixels = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
-    model: Any
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        if request.param == "clip":
-            model = CLIPModel(
-                CLIPConfig(text_config=_TEXT, vision_config=_VISION, projection_dim=8)
-            )
-            CLIPProcessor(pixels, tiny_tokenizer()).save_pretrained(folder)
-        else:
-            model = SiglipModel(SiglipConfig(text_config=_TEXT, vision_config=_VISION))
-            SiglipProcessor(pixels, tiny_tokenizer()).save_pretrained(folder)
-    model.save_pretrained(folder)
-    return folder
+    return save_dual_encoder(request.param, folder)
 
 
 def test_a_dual_encoder_by_path(saved: Path) -> None:
