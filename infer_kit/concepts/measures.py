@@ -62,7 +62,7 @@ class Evaluation:
         """A table of `rich`."""
         from rich.table import Table
 
-        columns = ("read from", "accuracy", "macro P", "macro R", "macro F1", "cosine to the image")
+        columns = ("read from", "accuracy", "macro P", "macro R", "macro F1", "cosine")
         table = Table(*columns, title=f"{self.n:,} images")
         for name, scores, cosine in (
             ("the image (zero-shot)", self.zero_shot, 1.0),

@@ -16,6 +16,20 @@ from infer_kit.methods import METHODS
 OPTIONS = {
     "demo": {"--json", "--save", "--weight", "--questions", "--seed"},
     "demo icl": {"--json", "--save", "--episodes", "--seed"},
+    "demo concepts": {"--json", "--save", "--pictures", "--seed"},
+    "concepts": set(),
+    "concepts build": {
+        "--out", "--phrases", "--captions", "--tagger", "--classes", "--prompt", "--longest",
+        "--dtype", "--deduplicate", "--near-classes", "--batch-size", "--device",
+    },
+    "concepts explain": {
+        "--bank", "--classes", "--template", "--k", "--alpha", "--positive", "--image-mean",
+        "--top", "--delete", "--insert", "--figure", "--json", "--device",
+    },
+    "concepts eval": {
+        "--bank", "--classes", "--template", "--k", "--alpha", "--positive", "--image-mean",
+        "--delete", "--figure", "--seed", "--json", "--device",
+    },
     "generate": {
         "--image", "--method", "--weight", "--set", "--with", "--demonstrations",
         "--max-new-tokens", "--generate", "--trace",

@@ -1,0 +1,230 @@
+"""`infer-kit concepts` and `infer-kit demo concepts`: what they write, print and refuse."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from infer_kit import cli
+from infer_kit.concepts.bank import ConceptBank
+from infer_kit.demo import clip
+from tests.tiny.dual import save_dual_encoder
+
+
+def run(*arguments: object) -> str:
+    """What is printed."""
+    result = CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What is said of input that cannot work: exit code 2, and no traceback."""
+    sys.argv = ["infer-kit", *(str(a) for a in arguments)]
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    said = capsys.readouterr().err
+    assert exit_.value.code == 2 and "Traceback" not in said
+    return " ".join(said.split())
+
+
+@pytest.fixture(autouse=True)
+def arguments_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("banks") / "bank"
+    said = run("concepts", "build", "demo-clip", "--phrases", "demo-clip", "--out", folder)
+    assert said == f"47 phrases of 64 numbers in {folder}\n"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of classes with three pictures each; one name has a space."""
+    root = tmp_path_factory.mktemp("pictures of places")
+    for n, sample in enumerate(clip.held_out(40)):
+        (root / sample.label).mkdir(exist_ok=True)
+        if len(list((root / sample.label).iterdir())) < 3:
+            sample.picture.save(root / sample.label / f"picture {n}.png")
+    return root
+
+
+def first(pictures: Path) -> Path:
+    return sorted(pictures.rglob("*.png"))[0]
+
+
+def test_a_bank_from_a_file_of_phrases(tmp_path: Path) -> None:
+    file = tmp_path / "phrases.txt"
+    file.write_text("Red circle\nred circle\n\nblue square\nbeach\n" + "x" * 25 + "\n")
+    result = CliRunner().invoke(
+        cli.app,
+        ["concepts", "build", "demo-clip", "--phrases", str(file), "--classes", "beach,castle",
+         "--out", str(tmp_path / "bank"), "--dtype", "float16", "--prompt", "a {}"],
+        catch_exceptions=False,
+    )  # fmt: skip
+    for said in ("1 equal to another", "1 too long", "1 class names"):
+        assert f"left out: {said}" in result.stderr
+    made = ConceptBank.load(tmp_path / "bank", prompt="a {}")
+    assert made.phrases == ("blue square", "red circle") and str(made.features.dtype)[-2:] == "16"
+
+
+def test_a_bank_from_captions(tmp_path: Path) -> None:
+    file = tmp_path / "captions.txt"
+    file.write_text("A man riding a horse on the beach.\nTwo dogs play with a red ball.\n")
+    run("concepts", "build", "demo-clip", "--captions", file, "--out", tmp_path / "bank")
+    assert ConceptBank.load(tmp_path / "bank").phrases == (
+        "beach", "dogs", "horse", "man", "red ball",
+    )  # fmt: skip
+
+
+def test_wordnet_and_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nouns = ["circle", "red circle", "garden", "the garden", "cross"]
+    monkeypatch.setattr("infer_kit.concepts.phrases.wordnet_nouns", lambda longest: nouns)
+    run("concepts", "build", "demo-clip", "--phrases", "wordnet", "--out", tmp_path / "bank",
+        "--classes", "garden,beach", "--near-classes", 0.9, "--deduplicate", 0.99)  # fmt: skip
+    made = ConceptBank.load(tmp_path / "bank")
+    assert "the garden" not in made.phrases and "garden" not in made.phrases
+    assert made.dropped["close to a class name"] == 1
+    assert ConceptBank.load(tmp_path / "bank.all").phrases == (
+        "circle", "cross", "red circle", "the garden",
+    )  # fmt: skip
+
+
+def test_an_explanation(bank: Path, pictures: Path, tmp_path: Path) -> None:
+    common = ("concepts", "explain", "demo-clip", first(pictures), "--bank", bank, "--classes",
+              "demo-clip", "--image-mean", pictures, "--alpha", "1e-3")  # fmt: skip
+    data = json.loads(run(*common, "--json"))
+    assert data["image"].endswith(first(pictures).name) and data["gap"] <= 1e-9
+    assert data["label"] in clip.CLASSES and data["candidates"] == 47
+    top = data["phrases"][0]["phrase"]
+    shown = run(*common, "--top", 3, "--delete", top, "--insert", "red cross=2",
+                "--figure", tmp_path / "page.png")  # fmt: skip
+    assert shown.count("from the phrases") == 3 and f"without {top}:" in shown
+    assert "with red cross=2:" in shown and "+2.000" in shown
+    with Image.open(tmp_path / "page.png") as drawn:
+        assert drawn.size[0] > 300
+    few = json.loads(run(*common, "--k", 3, "--json"))
+    assert few["candidates"] == 3 and few["nonzero"] <= 3
+
+
+def test_several_pictures(bank: Path, pictures: Path, tmp_path: Path) -> None:
+    some = sorted(pictures.rglob("*.png"))[:2]
+    out = run("concepts", "explain", "demo-clip", *some, "--bank", bank, "--classes",
+              "demo-clip", "--json", "--figure", tmp_path / "pages")  # fmt: skip
+    assert [json.loads(line)["image"] for line in out.splitlines()] == [str(p) for p in some]
+    assert {p.stem for p in (tmp_path / "pages").iterdir()} == {p.stem for p in some}
+
+
+def test_an_evaluation(bank: Path, pictures: Path, tmp_path: Path) -> None:
+    common = ("concepts", "eval", "demo-clip", pictures, "--bank", bank, "--alpha", "1e-3",
+              "--image-mean", pictures)  # fmt: skip
+    shown = run(*common, "--figure", tmp_path / "curve.png", "--delete", "0,2")
+    for name in ("the image (zero-shot)", "the phrases", "a random dictionary", "random ones"):
+        assert name in shown
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+    data = json.loads(run(*common, "--json", "--delete", "0,2", "--classes", "demo-clip"))
+    assert data["n"] == sum(1 for _ in pictures.rglob("*.png"))
+    assert {"model", "zero_shot", "random"} <= set(data) and data["deletion"]["counts"] == [0, 2]
+    assert data["model"]["accuracy"] == data["deletion"]["accuracy"]["descending"][0] > 0.8
+
+
+def test_an_evaluation_of_the_bundled_pictures(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = clip.held_out(12)
+    monkeypatch.setattr("infer_kit.demo.clip.held_out", lambda n: some)
+    data = json.loads(run("concepts", "eval", "demo-clip", "demo-clip", "--bank", bank,
+                          "--classes", "demo-clip", "--positive", "--json"))  # fmt: skip
+    assert data["n"] == 12 and data["negative"] == 0
+
+
+def test_the_demo(tmp_path: Path) -> None:
+    data = json.loads(run("demo", "concepts", "--json", "--pictures", 10, "--save", tmp_path))
+    assert set(data) == {"ways", "example", "n", "seed", "seconds"} and data["n"] == 10
+    way = data["ways"]["published"]
+    assert {"model", "zero_shot", "random"} <= set(way["evaluation"]) and way["phrases"] == 47
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "picture.png", "explanation.png", "deletion.png",
+    }  # fmt: skip
+
+
+def test_what_cannot_be_built(
+    bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = ("concepts", "build", "demo-clip", "--out", tmp_path / "new")
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n\n")
+    for arguments, said in (
+        (build, "Give --phrases or --captions"),
+        ((*build, "--phrases", empty, "--captions", empty), "Give --phrases or --captions"),
+        ((*build, "--phrases", empty), "The bank is empty"),
+        ((*build, "--phrases", "none.txt"), "--phrases 'none.txt' cannot be read"),
+        ((*build, "--captions", tmp_path), "cannot be read"),
+        ((*build, "--phrases", "demo-clip", "--near-classes", 0.9), "needs --classes"),
+        ((*build, "--phrases", "demo-clip", "--classes", "beach"), "no list of two or more"),
+        ((*build, "--phrases", "demo-clip", "--dtype", "int8"), "Unknown dtype 'int8'"),
+        ((*build, "--phrases", "demo-clip", "--prompt", "x"), "does not contain '{}' once"),
+        ((*build, "--captions", empty, "--tagger", "lexikon"), "Did you mean 'lexicon'"),
+        (("concepts", "build", "no/model", "--phrases", "demo-clip", "--out", tmp_path / "n"),
+         "No encoder at 'no/model'"),
+        (("concepts", "build", "demo-clip", "--phrases", "demo-clip", "--out", bank),
+         "holds a bank"),
+    ):  # fmt: skip
+        assert said in refused(capsys, *arguments)
+
+
+def test_what_cannot_be_explained(
+    bank: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = save_dual_encoder("clip", tmp_path / "clip")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    picture = first(pictures)
+
+    def explain(*more: object, image: Any = picture, model: Any = "demo-clip") -> str:
+        given = {"--bank": bank, "--classes": "demo-clip"}
+        given |= dict(zip(more[::2], more[1::2], strict=True))  # type: ignore[arg-type]
+        flat = [part for pair in given.items() for part in pair]
+        return refused(capsys, "concepts", "explain", model, image, *flat)
+
+    assert "there is no bank.json" in explain("--bank", tmp_path / "none")
+    assert "features of 64 numbers" in explain(model=encoder)
+    assert "cannot be read" in explain(image=tmp_path / "broken.png")
+    assert "there is no such file" in explain(image="none.png")
+    assert "alpha is above 0, got 0.0" in explain("--alpha", 0)
+    assert "alpha is above 0, got -1.0" in explain("--alpha", -1)
+    assert "k=48 phrases are asked for, the bank has 47" in explain("--k", 48)
+    assert "--classes 'beach' is no file" in explain("--classes", "beach")
+    assert "--top is a number from 1 on" in explain("--top", 0)
+    assert "is no folder of images" in explain("--image-mean", tmp_path / "none")
+    assert "has no weight in this explanation" in explain("--delete", "a sofa")
+    assert "does not contain '{}' once" in explain("--template", "a photo")
+    both = ("concepts", "explain", "demo-clip", picture, picture, "--bank", bank, "--classes",
+            "demo-clip", "--figure", "page.png")  # fmt: skip
+    assert "--figure takes a folder where several" in refused(capsys, *both)
+    mixed = ("concepts", "explain", "demo-clip", picture, "--bank", bank, "--classes",
+             "demo-clip", "--insert", "sofa", "--insert", "chair=2")  # fmt: skip
+    assert "--insert 'sofa' is no phrase=weight" in refused(capsys, *mixed)
+
+
+def test_what_cannot_be_evaluated(
+    bank: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate = ("concepts", "eval", "demo-clip")
+    (tmp_path / "empty" / "beach").mkdir(parents=True)
+    for arguments, said in (
+        ((*evaluate, tmp_path / "none", "--bank", bank), "is no folder"),
+        ((*evaluate, first(pictures).parent, "--bank", bank), "has no folders in it"),
+        ((*evaluate, tmp_path / "empty", "--bank", bank), "has no images"),
+        ((*evaluate, pictures, "--bank", bank, "--delete", "one"), "'one' is no list of numbers"),
+        ((*evaluate, pictures, "--bank", bank, "--delete", "-1"), "a list of numbers from 0 on"),
+        ((*evaluate, pictures, "--bank", bank, "--classes", "sofa,chair"), "no class of the model"),
+        (("demo", "concepts", "--pictures", 3), "--pictures must be at least 10, got 3"),
+    ):
+        assert said in refused(capsys, *arguments)
