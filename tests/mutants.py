@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.faults import MUTANTS as ENGINE_MUTANTS
 from tests.faults import Mutant
+from tests.faults_of_concepts import CONCEPT_MUTANTS
 from tests.faults_of_evaluation import EVALUATION_MUTANTS
 from tests.faults_of_explanation import EXPLANATION_MUTANTS
 from tests.faults_of_harness import HARNESS_MUTANTS
@@ -42,6 +43,7 @@ MUTANTS = (
     *EVALUATION_MUTANTS,
     *EXPLANATION_MUTANTS,
     *HARNESS_MUTANTS,
+    *CONCEPT_MUTANTS,
 )
 
 
