@@ -229,8 +229,8 @@ CONCEPT_MUTANTS = (
     Mutant(
         "explanation: the smallest phrases are deleted first",
         EXPLANATION,
-        'if order == "descending" else',
-        'if order == "ascending" else',
+        'range(what) if order == "descending" else',
+        'range(what) if order == "ascending" else',
         CHANGED,
     ),
     Mutant(

@@ -226,11 +226,7 @@ class Explanation:
                 return shuffled[:what].tolist()
             if order not in ("descending", "ascending"):
                 raise InferKitError(f"order is descending, ascending or random, got {order!r}.")
-            return (
-                list(range(size))[:what]
-                if order == "descending"
-                else list(range(size))[size - what :]
-            )
+            return list(range(what) if order == "descending" else range(size - what, size))
         names = [what] if isinstance(what, str) else [str(name) for name in _listed(what)]
         names = [name.removeprefix("NOT ") for name in names]  # as `top` shows them
         here = {phrase: n for n, phrase in enumerate(self.phrases)}
