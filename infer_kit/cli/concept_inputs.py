@@ -1,5 +1,6 @@
 """What the verbs of concept bottlenecks share: encoders, classes, pictures, the model."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,7 +51,7 @@ def classes_of(given: str) -> list[str]:
         from infer_kit.demo.clip import CLASSES
 
         return list(CLASSES)
-    if Path(given).is_file():
+    if os.path.isfile(given):  # Path.is_file raises where names are long
         return lines_of(Path(given), "--classes")
     names = [name.strip() for name in given.split(",") if name.strip()]
     if len(names) < 2:

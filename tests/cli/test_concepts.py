@@ -116,6 +116,14 @@ def test_an_explanation(bank: Path, pictures: Path, tmp_path: Path) -> None:
     assert few["candidates"] == 3 and few["nonzero"] <= 3
 
 
+def test_many_classes_with_commas(bank: Path, pictures: Path) -> None:
+    """Together they are longer than a file may be named."""
+    names = [*clip.CLASSES, *(f"place of number {n}" for n in range(30))]
+    found = json.loads(run("concepts", "explain", "demo-clip", first(pictures), "--bank", bank,
+                           "--classes", ",".join(names), "--json"))  # fmt: skip
+    assert list(found["probabilities"]) == names
+
+
 def test_several_pictures(bank: Path, pictures: Path, tmp_path: Path) -> None:
     some = sorted(pictures.rglob("*.png"))[:2]
     out = run("concepts", "explain", "demo-clip", *some, "--bank", bank, "--classes",
