@@ -46,6 +46,12 @@ def build(
         raise InferKitError("Give --phrases or --captions.")
     if near_classes is not None and classes is None:
         raise InferKitError("--near-classes needs --classes.")
+    for option, cosine in (("--deduplicate", deduplicate), ("--near-classes", near_classes)):
+        if cosine is not None and not 0 < cosine <= 1:
+            raise InferKitError(f"{option} is a cosine above 0, at most 1, got {cosine}.")
+    if batch_size < 1:
+        raise InferKitError(f"--batch-size is a number from 1 on, got {batch_size}.")
+    out = out if out.name else out.resolve()
     if (out / "bank.json").exists():
         raise InferKitError(
             f"{str(out)!r} holds a bank.", hint="Give another folder, or delete this one."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,47 @@ def test_wordnet_and_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )  # fmt: skip
 
 
+def test_a_build_that_was_cut_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And phrases that are encoded are filtered anew without being encoded again."""
+    from infer_kit.concepts import bank_files
+
+    encoded: list[int] = []
+    taken = bank_files.text_features
+
+    def counted(encoder: Any, texts: list[str], *more: Any, **options: Any) -> Any:
+        if len(encoded) == 2:
+            encoded.append(0)
+            raise KeyboardInterrupt
+        encoded.append(len(texts))
+        return taken(encoder, texts, *more, **options)
+
+    monkeypatch.setattr(bank_files, "_ROWS", 10)
+    monkeypatch.setattr(bank_files, "text_features", counted)
+    build = ("concepts", "build", "demo-clip", "--phrases", "demo-clip", "--out", tmp_path / "bank")
+    result = CliRunner().invoke(cli.app, [str(a) for a in (*build, "--deduplicate", 0.8)])
+    assert result.exit_code != 0 and not (tmp_path / "bank").exists()
+    near = CliRunner().invoke(
+        cli.app, [str(a) for a in (*build, "--deduplicate", 0.8)], catch_exceptions=False
+    )
+    assert encoded == [10, 10, 0, 10, 10, 7]
+    made = ConceptBank.load(tmp_path / "bank")
+    left_out = 47 - len(made)
+    assert left_out > 0 and f"left out: {left_out} near duplicates" in near.stderr
+    cosine = made.features @ made.features.T
+    assert float(cosine.fill_diagonal_(0).max()) < 0.8
+    shutil.rmtree(tmp_path / "bank")
+    assert run(*build, "--deduplicate", 1).startswith("47 phrases") and len(encoded) == 6
+
+
+def test_a_bank_in_the_folder_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run("concepts", "build", "demo-clip", "--phrases", "demo-clip", "--out", ".",
+        "--deduplicate", 0.95)  # fmt: skip
+    assert {p.name for p in tmp_path.iterdir()} == {"here", "here.all"}
+    assert len(ConceptBank.load(tmp_path / "here")) == 47
+
+
 def test_an_explanation(bank: Path, pictures: Path, tmp_path: Path) -> None:
     common = ("concepts", "explain", "demo-clip", first(pictures), "--bank", bank, "--classes",
               "demo-clip", "--image-mean", pictures, "--alpha", "1e-3")  # fmt: skip
@@ -180,12 +222,19 @@ def test_what_cannot_be_built(
         ((*build, "--phrases", "demo-clip", "--dtype", "int8"), "Unknown dtype 'int8'"),
         ((*build, "--phrases", "demo-clip", "--prompt", "x"), "does not contain '{}' once"),
         ((*build, "--captions", empty, "--tagger", "lexikon"), "Did you mean 'lexicon'"),
+        ((*build, "--phrases", "demo-clip", "--batch-size", -1), "a number from 1 on, got -1"),
+        ((*build, "--phrases", "demo-clip", "--batch-size", 0), "a number from 1 on, got 0"),
+        ((*build, "--phrases", "demo-clip", "--deduplicate", 95), "at most 1, got 95.0"),
+        ((*build, "--phrases", "demo-clip", "--deduplicate", "nan"), "at most 1, got nan"),
+        ((*build, "--phrases", "demo-clip", "--near-classes", 0, "--classes", "demo-clip"),
+         "--near-classes is a cosine above 0"),
         (("concepts", "build", "no/model", "--phrases", "demo-clip", "--out", tmp_path / "n"),
          "No encoder at 'no/model'"),
         (("concepts", "build", "demo-clip", "--phrases", "demo-clip", "--out", bank),
          "holds a bank"),
     ):  # fmt: skip
         assert said in refused(capsys, *arguments)
+    assert not (tmp_path / "new").exists() and not (tmp_path / "new.all").exists()
 
 
 def test_what_cannot_be_explained(
