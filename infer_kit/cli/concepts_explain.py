@@ -1,6 +1,7 @@
 """`infer-kit concepts explain`: images as short weighted lists of phrases."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +47,7 @@ def explain(
     if figure is not None and len(images) > 1 and figure.suffix:
         raise InferKitError("--figure takes a folder where several images are given.")
     names = given.classes_of(classes)
+    further = _weighted(insert or [])
 
     from rich.console import Console
 
@@ -62,7 +64,7 @@ def explain(
             console.print(f"without {', '.join(delete)}:", markup=False)
             console.print(found.table(top))
         if insert:
-            found = found.insert(_weighted(insert))
+            found = found.insert(further)
             console.print(f"with {', '.join(insert)}:", markup=False)
             console.print(found.table(top))
         if figure is not None:
@@ -76,14 +78,18 @@ def _weighted(texts: list[str]) -> list[str] | dict[str, float]:
     """Phrases, or phrases with weights."""
     if not any("=" in text for text in texts):
         return texts
-    out = {}
+    out: dict[str, float] = {}
     for text in texts:
         phrase, _, weight = text.rpartition("=")
+        if phrase in out:
+            raise InferKitError(f"--insert gives {phrase!r} twice.")
         try:
             out[phrase] = float(weight)
-        except ValueError as error:
+        except ValueError:
+            out[phrase] = math.nan
+        if not math.isfinite(out[phrase]):
             raise InferKitError(
                 f"--insert {text!r} is no phrase=weight.",
                 hint="Give all of them with a weight, or none.",
-            ) from error
+            )
     return out

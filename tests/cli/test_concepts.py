@@ -265,6 +265,12 @@ def test_what_cannot_be_explained(
     both = ("concepts", "explain", "demo-clip", picture, picture, "--bank", bank, "--classes",
             "demo-clip", "--figure", "page.png")  # fmt: skip
     assert "--figure takes a folder where several" in refused(capsys, *both)
+    assert "no phrase=weight" in explain("--insert", "sofa=nan")
+    assert "no phrase=weight" in explain("--insert", "sofa=inf")
+    assert "No phrase is given" in explain("--insert", "=2")
+    twice = ("concepts", "explain", "demo-clip", picture, "--bank", bank, "--classes",
+             "demo-clip", "--insert", "sofa=1", "--insert", "sofa=2")  # fmt: skip
+    assert "--insert gives 'sofa' twice" in refused(capsys, *twice)
     mixed = ("concepts", "explain", "demo-clip", picture, "--bank", bank, "--classes",
              "demo-clip", "--insert", "sofa", "--insert", "chair=2")  # fmt: skip
     assert "--insert 'sofa' is no phrase=weight" in refused(capsys, *mixed)
