@@ -57,7 +57,7 @@ def measure(queries: int, rounds: int) -> tuple[list[Claim], list[dict[str, Any]
     times = interleaved(sides, rounds)
     peaks = {side: _peak(search) for side, search in sides.items()}
     exact, values = _reference(v[:4], table)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for side in sides:
         got = found[side]
         same = [len(set(a) & set(b)) / K for a, b in zip(got[1][:4].tolist(), exact, strict=True)]

@@ -34,6 +34,7 @@ ImageMean = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ….")]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FIGURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 
 
 def lines_of(path: Path, option: str) -> list[str]:
@@ -62,16 +63,38 @@ def classes_of(given: str) -> list[str]:
     return names
 
 
-def pictures_in(folder: Path) -> list[Path]:
+def pictures_in(folder: Path) -> list[str]:
     """The image files of a folder, sorted."""
     if not folder.is_dir():
         raise InferKitError(f"{str(folder)!r} is no folder of images.")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+
     if not found:
         raise InferKitError(
             f"{str(folder)!r} has no images.", hint=f"Looked for {', '.join(PICTURES)}."
         )
-    return found
+    return [str(path) for path in found]  # by which errors name them
+
+
+def check_figure(figure: Path | None) -> None:
+    """Raise unless a figure can be written to this file."""
+    if figure is not None and (figure.suffix.lower() not in FIGURES or figure.is_dir()):
+        raise InferKitError(
+            f"--figure {str(figure)!r} is no name of a figure.",
+            hint=f"Give a file that ends with one of {', '.join(FIGURES)}.",
+        )
+
+
+def check_device(device: str | None) -> None:
+    """Raise unless torch has this device here."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InferKitError(
+            f"--device {device!r} cannot be used here: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def model_of(
@@ -92,6 +115,7 @@ def model_of(
     from infer_kit.concepts.encoders import encoder_for, image_features
     from infer_kit.concepts.lasso import lasso_lambda
 
+    check_device(device)
     lasso_lambda(alpha, 1)  # what can be wrong is said before anything is loaded
     quieten()
     loaded_bank = ConceptBank.load(bank, mmap=True)

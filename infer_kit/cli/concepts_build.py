@@ -63,6 +63,7 @@ def build(
     from infer_kit.concepts.bank import ConceptBank
     from infer_kit.concepts.encoders import encoder_for
 
+    given.check_device(device)
     texts = _phrases(phrases, captions, tagger, longest)
     quieten()
     model = encoder_for(encoder, device)

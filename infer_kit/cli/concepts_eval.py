@@ -43,6 +43,9 @@ def evaluate(
         counts = [int(n) for n in delete.split(",")]
     except ValueError as error:
         raise InferKitError(f"--delete {delete!r} is no list of numbers.") from error
+    if not 0 <= seed < 2**63:
+        raise InferKitError(f"--seed is a number from 0 on, below 2**63, got {seed}.")
+    given.check_figure(figure)
     pictures, labels = _labelled(images)
     names = given.classes_of(classes) if classes else sorted(set(labels))
 

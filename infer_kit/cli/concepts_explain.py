@@ -44,8 +44,12 @@ def explain(
     """
     if top < 1:
         raise InferKitError(f"--top is a number from 1 on, got {top}.")
-    if figure is not None and len(images) > 1 and figure.suffix:
+    if figure is not None and len(images) > 1 and figure.suffix and not figure.is_dir():
         raise InferKitError("--figure takes a folder where several images are given.")
+    if len(images) == 1:
+        given.check_figure(figure)
+    stems = [Path(name).stem for name in images]
+    alike = len(set(stems)) < len(stems)
     names = given.classes_of(classes)
     further = _weighted(insert or [])
 
@@ -56,8 +60,9 @@ def explain(
     console = Console(quiet=as_json)
     opened = [open_image(image, f"Image {n}") for n, image in enumerate(images)]
     model = given.model_of(encoder, bank, names, template, k, alpha, positive, image_mean, device)
-    for name, picture, found in zip(images, opened, model.explain(opened), strict=True):
-        console.print(f"[bold]{Path(name).name}[/bold]", highlight=False)
+    for n, found in enumerate(model.explain(opened)):
+        name, picture = images[n], opened[n]
+        console.print(Path(name).name, style="bold", markup=False, highlight=False)
         console.print(found.table(top))
         if delete:
             found = found.delete(delete)
@@ -68,7 +73,8 @@ def explain(
             console.print(f"with {', '.join(insert)}:", markup=False)
             console.print(found.table(top))
         if figure is not None:
-            path = figure if len(images) == 1 else figure / f"{Path(name).stem}.png"
+            file = f"{n + 1} {stems[n]}.png" if alike else f"{stems[n]}.png"
+            path = figure if len(images) == 1 else figure / file
             console.print(f"written to {found.figure(path, picture, top)}", markup=False)
         if as_json:
             print(json.dumps({"image": name, **found.to_dict()}))

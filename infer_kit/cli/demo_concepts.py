@@ -39,6 +39,8 @@ def demo_concepts(
     started = time.perf_counter()
     if pictures < 10:
         raise InferKitError(f"--pictures must be at least 10, got {pictures}.")
+    if not 0 <= seed < 2**63:
+        raise InferKitError(f"--seed is a number from 0 on, below 2**63, got {seed}.")
     check_save(save)
     console = Console(quiet=as_json)
     quieten()

@@ -13,6 +13,7 @@ from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from infer_kit.concepts import lasso
+from infer_kit.concepts.active_set import polish
 from infer_kit.concepts.certificate import Problem, duality_gap, kkt_violation, objective
 from infer_kit.concepts.lasso import Code, Solver, lasso_lambda, sparse_code
 from infer_kit.errors import InferKitError
@@ -81,6 +82,27 @@ def test_optimality_conditions() -> None:
     for case in cases(100, seed=4):
         if case.kind in ("gaussian", "common mean"):
             assert_sparse_code_law(case.F, case.v, solved(case).w, case.lam, case.positive)
+
+
+def test_polishing_calls_nothing_else_the_optimum() -> None:
+    """From a support that lacks phrases, and from one that has too many."""
+    g = torch.Generator().manual_seed(0)
+    ended = []
+    for case in cases(60, seed=10, smallest=1e-3):
+        if case.kind not in ("gaussian", "common mean"):
+            continue
+        best = solved(case).w
+        for near in (
+            best * (torch.rand(len(best), generator=g) < 0.6),
+            best + 1e-3 * torch.rand(len(best), generator=g) * (torch.rand(len(best)) < 0.1),
+        ):
+            w, exact = polish(problem_of(case), near[None])
+            ended.append(bool(exact))
+            if exact:
+                torch.testing.assert_close(w[0], best, atol=1e-8, rtol=0)
+            else:
+                assert torch.equal(w[0], near)
+    assert sum(ended) > len(ended) / 2
 
 
 def test_the_law_notices_what_is_not_the_optimum() -> None:
