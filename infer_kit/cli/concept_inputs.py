@@ -68,7 +68,6 @@ def pictures_in(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise InferKitError(f"{str(folder)!r} is no folder of images.")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
-
     if not found:
         raise InferKitError(
             f"{str(folder)!r} has no images.", hint=f"Looked for {', '.join(PICTURES)}."

@@ -174,6 +174,24 @@ def test_several_pictures(bank: Path, pictures: Path, tmp_path: Path) -> None:
     assert {p.stem for p in (tmp_path / "pages").iterdir()} == {p.stem for p in some}
 
 
+def test_pictures_of_one_name_have_a_figure_each(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is in brackets in a name is no markup."""
+    monkeypatch.setenv("COLUMNS", "200")
+    for n, sample in enumerate(clip.held_out(2)):
+        (tmp_path / f"{n}").mkdir()
+        sample.picture.save(tmp_path / f"{n}" / "[red] x.png")
+    some = [tmp_path / f"{n}" / "[red] x.png" for n in range(2)]
+    (tmp_path / "pages.v2").mkdir()
+    shown = run("concepts", "explain", "demo-clip", *some, "--bank", bank, "--classes",
+                "demo-clip", "--top", 2, "--figure", tmp_path / "pages.v2")  # fmt: skip
+    assert [line.strip() for line in shown.splitlines()].count("[red] x.png") == 2
+    drawn = sorted((tmp_path / "pages.v2").iterdir())
+    assert [p.name for p in drawn] == ["1 [red] x.png", "2 [red] x.png"]
+    assert drawn[0].read_bytes() != drawn[1].read_bytes()
+
+
 def test_an_evaluation(bank: Path, pictures: Path, tmp_path: Path) -> None:
     common = ("concepts", "eval", "demo-clip", pictures, "--bank", bank, "--alpha", "1e-3",
               "--image-mean", pictures)  # fmt: skip
@@ -223,6 +241,7 @@ def test_what_cannot_be_built(
         ((*build, "--phrases", "demo-clip", "--prompt", "x"), "does not contain '{}' once"),
         ((*build, "--captions", empty, "--tagger", "lexikon"), "Did you mean 'lexicon'"),
         ((*build, "--phrases", "demo-clip", "--batch-size", -1), "a number from 1 on, got -1"),
+        ((*build, "--phrases", "demo-clip", "--device", "nowhere"), "'nowhere' cannot be used"),
         ((*build, "--phrases", "demo-clip", "--batch-size", 0), "a number from 1 on, got 0"),
         ((*build, "--phrases", "demo-clip", "--deduplicate", 95), "at most 1, got 95.0"),
         ((*build, "--phrases", "demo-clip", "--deduplicate", "nan"), "at most 1, got nan"),
@@ -270,6 +289,9 @@ def test_what_cannot_be_explained(
     assert "No phrase is given" in explain("--insert", "=2")
     twice = ("concepts", "explain", "demo-clip", picture, "--bank", bank, "--classes",
              "demo-clip", "--insert", "sofa=1", "--insert", "sofa=2")  # fmt: skip
+    assert "'x.gif' is no name of a figure" in explain("--figure", "x.gif")
+    assert "is no name of a figure" in explain("--figure", tmp_path)
+    assert "--device 'nowhere' cannot be used here" in explain("--device", "nowhere")
     assert "--insert gives 'sofa' twice" in refused(capsys, *twice)
     mixed = ("concepts", "explain", "demo-clip", picture, "--bank", bank, "--classes",
              "demo-clip", "--insert", "sofa", "--insert", "chair=2")  # fmt: skip
@@ -280,7 +302,12 @@ def test_what_cannot_be_evaluated(
     bank: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate = ("concepts", "eval", "demo-clip")
-    (tmp_path / "empty" / "beach").mkdir(parents=True)
+    for name in ("empty/beach", "one/beach", "bad/beach", "bad/city"):
+        (tmp_path / name).mkdir(parents=True)
+    broken = tmp_path / "bad" / "city" / "2.png"
+    broken.write_bytes(b"no picture")
+    for name in ("one/beach", "bad/beach"):
+        shutil.copy(first(pictures), tmp_path / name / "1.png")
     for arguments, said in (
         ((*evaluate, tmp_path / "none", "--bank", bank), "is no folder"),
         ((*evaluate, first(pictures).parent, "--bank", bank), "has no folders in it"),
@@ -288,6 +315,14 @@ def test_what_cannot_be_evaluated(
         ((*evaluate, pictures, "--bank", bank, "--delete", "one"), "'one' is no list of numbers"),
         ((*evaluate, pictures, "--bank", bank, "--delete", "-1"), "a list of numbers from 0 on"),
         ((*evaluate, pictures, "--bank", bank, "--classes", "sofa,chair"), "no class of the model"),
+        ((*evaluate, pictures, "--bank", bank, "--delete", ""), "'' is no list of numbers"),
+        ((*evaluate, pictures, "--bank", bank, "--figure", tmp_path), "is no name of a figure"),
+        ((*evaluate, pictures, "--bank", bank, "--seed", -1), "--seed is a number from 0 on"),
+        ((*evaluate, pictures, "--bank", bank, "--seed", 2**70), "--seed is a number from 0 on"),
+        ((*evaluate, tmp_path / "one", "--bank", bank), "expected two or more"),
+        ((*evaluate, tmp_path / "bad", "--bank", bank), f"{str(broken)!r} cannot be read"),
+        (("demo", "concepts", "--seed", -1), "--seed is a number from 0 on"),
+        (("demo", "concepts", "--save", first(pictures)), "--save takes a folder"),
         (("demo", "concepts", "--pictures", 3), "--pictures must be at least 10, got 3"),
     ):
         assert said in refused(capsys, *arguments)

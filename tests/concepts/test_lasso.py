@@ -102,7 +102,7 @@ def test_polishing_calls_nothing_else_the_optimum() -> None:
                 torch.testing.assert_close(w[0], best, atol=1e-8, rtol=0)
             else:
                 assert torch.equal(w[0], near)
-    assert sum(ended) > len(ended) / 2
+    assert 10 <= sum(ended) < len(ended)
 
 
 def test_the_law_notices_what_is_not_the_optimum() -> None:
