@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from infer_kit import cli
 from infer_kit.concepts.bank import ConceptBank
 from infer_kit.demo import clip
+from infer_kit.demo.clip import ways
 from tests.tiny.dual import save_dual_encoder
 
 
@@ -158,6 +159,53 @@ def test_an_explanation(bank: Path, pictures: Path, tmp_path: Path) -> None:
     assert few["candidates"] == 3 and few["nonzero"] <= 3
 
 
+def test_an_explanation_as_json(bank: Path, pictures: Path, tmp_path: Path) -> None:
+    """One object and nothing else; --delete and --insert are in it."""
+    (tmp_path / "classes.txt").write_text("\n".join(clip.CLASSES) + "\n\n")
+    picture = first(pictures)
+
+    def explain(*more: object) -> dict[str, Any]:
+        result = CliRunner().invoke(
+            cli.app,
+            ["concepts", "explain", "demo-clip", str(picture), "--bank", str(bank), "--classes",
+             str(tmp_path / "classes.txt"), "--image-mean", str(pictures), "--alpha", "1e-3",
+             "--json", *map(str, more)],
+            catch_exceptions=False,
+        )  # fmt: skip
+        assert result.exit_code == 0 and result.stderr == ""
+        return json.loads(result.stdout)
+
+    def weights(data: dict[str, Any]) -> dict[str, float]:
+        return {one["phrase"]: one["weight"] for one in data["phrases"]}
+
+    data = explain()
+    assert set(data) == {
+        "image", "label", "probabilities", "zero_shot", "phrases", "nonzero", "candidates",
+        "cosine", "residual", "gap", "converged", "unique", "lambda", "lambda_max", "remarks",
+    }  # fmt: skip
+    assert list(data["probabilities"]) == list(data["zero_shot"]) == list(clip.CLASSES)
+    assert sum(data["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    before = weights(data)
+    assert len(before) == data["nonzero"] and min(before.values()) > 0
+    assert list(before.values()) == sorted(before.values(), reverse=True)
+    gone, *_, least = before
+    less = weights(explain("--delete", gone, "--delete", f"NOT {least}"))
+    assert less == {p: w for p, w in before.items() if p not in (gone, least)}
+    absent = next(p for p in clip.PHRASES if p not in before)
+    more = explain("--insert", f"{absent}=0.25", "--insert", "a red cross=-1")
+    assert weights(more) == before | {absent: 0.25, "a red cross": -1.0} and more["gap"] is None
+    chosen = explain("--delete", gone, "--insert", gone)  # the lasso gives it back
+    assert weights(chosen) == pytest.approx(before, abs=1e-4) and chosen["gap"] <= 1e-9
+
+
+def test_weights_of_one_sign_where_they_are_asked_for(bank: Path, pictures: Path) -> None:
+    common = ("concepts", "explain", "demo-clip", first(pictures), "--bank", bank, "--classes",
+              "demo-clip", "--json")  # fmt: skip
+    signed, positive = (json.loads(run(*common, *more)) for more in ((), ("--positive",)))
+    assert min(one["weight"] for one in signed["phrases"]) < 0
+    assert min(one["weight"] for one in positive["phrases"]) > 0
+
+
 def test_many_classes_with_commas(bank: Path, pictures: Path) -> None:
     """Together they are longer than a file may be named."""
     names = [*clip.CLASSES, *(f"place of number {n}" for n in range(30))]
@@ -214,13 +262,40 @@ def test_an_evaluation_of_the_bundled_pictures(bank: Path, monkeypatch: pytest.M
 
 
 def test_the_demo(tmp_path: Path) -> None:
-    data = json.loads(run("demo", "concepts", "--json", "--pictures", 10, "--save", tmp_path))
-    assert set(data) == {"ways", "example", "n", "seed", "seconds"} and data["n"] == 10
-    way = data["ways"]["published"]
-    assert {"model", "zero_shot", "random"} <= set(way["evaluation"]) and way["phrases"] == 47
+    result = CliRunner().invoke(
+        cli.app,
+        ["demo", "concepts", "--json", "--pictures", "10", "--seed", "3", "--save", str(tmp_path)],
+        catch_exceptions=False,
+    )
+    assert result.exit_code == 0 and result.stderr == ""
+    data = json.loads(result.stdout)
+    assert set(data) == {"ways", "example", "n", "seed", "seconds"}
+    assert (data["n"], data["seed"]) == (10, 3) and set(data["ways"]) == set(ways.WAYS)
+    sample = clip.held_out(10, 3)[0]
+    assert data["example"]["label"] in clip.CLASSES
+    assert data["example"]["true"] == list(sample.phrases)
+    for way in data["ways"].values():
+        assert set(way) == {"evaluation", "deletion", "phrases", "true"}
+        assert {"model", "zero_shot", "random"} <= set(way["evaluation"])
+        assert way["deletion"]["counts"] == [0, 1, 2, 4, 8, 16]
+        assert way["deletion"]["accuracy"]["random"][0] == way["evaluation"]["model"]["accuracy"]
+    assert data["ways"]["published"]["phrases"] == 47 and data["ways"]["centred"]["true"] > 0.9
     assert {p.name for p in tmp_path.iterdir()} == {
         "picture.png", "explanation.png", "deletion.png",
     }  # fmt: skip
+    with Image.open(tmp_path / "picture.png") as saved:
+        assert saved.tobytes() == sample.picture.tobytes()
+
+
+def test_the_demo_shows_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    shown = run("demo", "concepts", "--pictures", 10)
+    sample = clip.held_out(10)[0]
+    assert f"A picture of a {sample.label}. It shows: {sample.phrases[0]}" in " ".join(
+        shown.split()
+    )
+    assert "Accuracy on 10 held-out pictures" in shown
+    assert all(f"│{way}" in shown.replace("│ ", "│") for way in ways.WAYS)
 
 
 def test_what_cannot_be_built(
