@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
 from infer_kit.concepts.classes import TEMPLATE
 from infer_kit.demo.clip import (
@@ -22,7 +24,7 @@ from infer_kit.demo.clip import (
     train,
     world,
 )
-from infer_kit.demo.scenes import BACKGROUNDS, CELL_PIXELS, COLORS
+from infer_kit.demo.scenes import BACKGROUNDS, CELL_PIXELS, COLORS, draw_object
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,7 @@ def is_true(phrase: str, sample: Sample) -> bool:
 def test_the_same_seed_gives_the_same_pictures() -> None:
     assert held_out(20, 1) == held_out(20, 1)
     assert held_out(20, 1) != held_out(20, 2)
+    assert held_out(10, 1) != held_out(20, 1)[:10]  # another number is another draw
 
 
 def test_training_draws_no_held_out_picture(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +107,30 @@ def test_pictures_show_what_samples_say(samples: list[Sample]) -> None:
             assert sample.picture.getpixel(middle) == expected
 
 
+def test_a_picture_is_its_things_and_its_ground(samples: list[Sample]) -> None:
+    """Drawn anew from its true phrases and where each thing is, pixel by pixel."""
+    for sample in samples[:20]:
+        named = {tuple(p.split()) for p in sample.phrases if len(p.split()) == 2}
+        (ground,) = (a for a, b in named if b == "background")
+        things = {(a, b) for a, b in named if a != "something" and b != "background"}
+        assert things == set(sample.things) - {None} and len(things) == 6
+        image = Image.new("RGB", (3 * CELL_PIXELS, 3 * CELL_PIXELS), BACKGROUNDS[ground])
+        pen = ImageDraw.Draw(image)
+        for thing in things:
+            row, column = divmod(sample.things.index(thing), 3)
+            draw_object(pen, *thing, (column + 0.5) * CELL_PIXELS, (row + 0.5) * CELL_PIXELS)
+        assert image.tobytes() == sample.picture.tobytes()
+
+
+def test_attributes_are_those_of_single_pictures() -> None:
+    some = world.boards(60, np.random.default_rng(9))
+    found = some.attributes()
+    assert found.dtype == torch.bool and found.shape == (60, len(world.ATTRIBUTES))
+    for n, sample in enumerate(world.samples_of(some)):
+        assert found[n].tolist() == [is_true(a, sample) for a in world.ATTRIBUTES]
+        assert torch.equal(some[n : n + 1].attributes()[0], found[n])
+
+
 def test_places_are_told_by_several_things_and_by_none_alone() -> None:
     some = world.boards(6000, np.random.default_rng(4))
     seen = some.attributes()[:, : world.N_THINGS].numpy()
@@ -146,6 +173,25 @@ def test_one_true_caption_a_picture_is_the_loss_of_clip() -> None:
     expected = (cross_entropy(logits, same) + cross_entropy(logits.T, same)) / 2
     found = train.loss_of(images, texts, scale, torch.eye(9, dtype=torch.bool))
     torch.testing.assert_close(found, expected)
+
+
+def test_the_loss_is_the_mean_of_the_true_pairs_of_each() -> None:
+    torch.manual_seed(2)
+    images, texts, scale = torch.randn(5, 8), torch.randn(5, 8), torch.tensor(0.7)
+    fits = torch.rand(5, 5) < 0.5
+    fits.fill_diagonal_(True)
+    logits = [[math.exp(0.7) * float(torch.cosine_similarity(image, text, dim=0))
+               for text in texts] for image in images]  # fmt: skip
+    total = 0.0
+    for n in range(5):
+        for row, true in (
+            (logits[n], fits[n]),
+            ([logits[m][n] for m in range(5)], fits[:, n]),
+        ):
+            whole = math.log(sum(math.exp(x) for x in row))
+            losses = [whole - x for x, is_one in zip(row, true.tolist(), strict=True) if is_one]
+            total += sum(losses) / len(losses)
+    assert float(train.loss_of(images, texts, scale, fits)) == pytest.approx(total / 10, abs=1e-5)
 
 
 def test_pictures_and_captions_may_change_sides() -> None:
@@ -209,6 +255,12 @@ def test_the_feature_of_a_text_is_read_at_its_end(loaded: tuple[Any, Any]) -> No
     assert ends.sum(1).tolist() == [1, 1] and ends.argmax(1).tolist() == [2, 11]
     expected = out.last_hidden_state[torch.arange(2), ends.argmax(1)]
     torch.testing.assert_close(out.pooler_output, expected)
+    after, before = row["input_ids"][:1].clone(), row["input_ids"][:1].clone()
+    after[0, 3:] = torch.arange(4, 4 + len(after[0, 3:]))
+    before[0, 1] = row["input_ids"][1, 5]
+    same, other = (model.text_model(input_ids=ids).pooler_output[0] for ids in (after, before))
+    torch.testing.assert_close(same, out.pooler_output[0], rtol=1e-4, atol=1e-5)
+    assert float((other - same).norm()) > 0.1 * float(same.norm())
 
 
 @torch.no_grad()
