@@ -14,6 +14,7 @@ from torch import Tensor
 
 from infer_kit.concepts import lasso
 from infer_kit.concepts.active_set import polish
+from infer_kit.concepts.admm import soft_threshold
 from infer_kit.concepts.certificate import Problem, duality_gap, kkt_violation, objective
 from infer_kit.concepts.lasso import Code, Solver, lasso_lambda, sparse_code
 from infer_kit.errors import InferKitError
@@ -82,6 +83,12 @@ def test_optimality_conditions() -> None:
     for case in cases(100, seed=4):
         if case.kind in ("gaussian", "common mean"):
             assert_sparse_code_law(case.F, case.v, solved(case).w, case.lam, case.positive)
+
+
+def test_the_soft_threshold() -> None:
+    x = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0])
+    assert soft_threshold(x, torch.tensor(1.0), False).tolist() == [-1, 0, 0, 0, 1]
+    assert soft_threshold(x, torch.tensor(1.0), True).tolist() == [0, 0, 0, 0, 1]
 
 
 def test_polishing_calls_nothing_else_the_optimum() -> None:

@@ -102,6 +102,14 @@ def test_near_duplicates_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) ->
         assert 12 <= len(kept) < 80
 
 
+def test_what_went_drops_nothing() -> None:
+    angles = torch.deg2rad(torch.tensor([0.0, 20, 40, 60]))
+    bank = torch.stack([angles.cos(), angles.sin()], 1)
+    assert first_of_each(bank, float(torch.deg2rad(torch.tensor(25.0)).cos())).tolist() == [
+        True, False, True, False,
+    ]  # fmt: skip
+
+
 def test_rows_close_to_a_query() -> None:
     queries, bank = banks(5, 300, 4)
     expected = ((bank @ queries.T) < 0.9).all(1)
