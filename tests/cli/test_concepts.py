@@ -259,6 +259,16 @@ def test_an_evaluation_of_the_bundled_pictures(bank: Path, monkeypatch: pytest.M
     data = json.loads(run("concepts", "eval", "demo-clip", "demo-clip", "--bank", bank,
                           "--classes", "demo-clip", "--positive", "--json"))  # fmt: skip
     assert data["n"] == 12 and data["negative"] == 0
+    assert set(data) == {
+        "n", "model", "zero_shot", "random", "sparsity", "nonzero", "residual", "cosine",
+        "negative", "random_cosine", "gap", "unlabelled", "deletion",
+    }  # fmt: skip
+    common = ("concepts", "eval", "demo-clip", "demo-clip", "--bank", bank, "--json")
+    seeded = [json.loads(run(*common, "--seed", seed)) for seed in (0, 1)]
+    assert seeded[0]["model"] == seeded[1]["model"]
+    assert seeded[0]["random_cosine"] != seeded[1]["random_cosine"]
+    drawn = [one["deletion"]["accuracy"] for one in seeded]
+    assert drawn[0]["descending"] == drawn[1]["descending"] and drawn[0] != drawn[1]
 
 
 def test_the_demo(tmp_path: Path) -> None:
