@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from infer_kit.errors import InferKitError, MissingExtra
+from infer_kit.canvas import canvas, saved
+from infer_kit.errors import InferKitError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -187,18 +188,9 @@ class Trace:
         Raises:
             MissingExtra: matplotlib is not installed.
         """
-        try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise MissingExtra(
-                "matplotlib is not installed.", hint="pip install 'infer-kit[plots]'"
-            ) from error
         parts, count = self.parts, len(self.streams)
         places = np.arange(len(self))
-        figure = Figure(figsize=(max(4.0, 0.6 * len(self) + 2), 3.2))
-        FigureCanvasAgg(figure)  # a canvas of its own: the caller's pyplot is left alone
-        axes = figure.subplots()
+        figure, axes = canvas(max(4.0, 0.6 * len(self) + 2), 3.2)
         for k, name in enumerate(self.streams):
             left = places + (k - (count - 1) / 2) * 0.8 / count
             axes.bar(left, parts[:, k], 0.8 / count, label=f"{name} (w={self._weight(k)})")
@@ -211,10 +203,7 @@ class Trace:
             lines = textwrap.fill(title, int(12 * figure.get_figwidth()))
             axes.set_title(lines.replace("$", r"\$"), fontsize="small")
         axes.legend(fontsize="small")
-        figure.tight_layout()
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-        return Path(path)
+        return saved(figure, Path(path))
 
     def _weight(self, k: int) -> str:
         """The weight of stream k, or its range where it changes by the step."""

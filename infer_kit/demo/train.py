@@ -296,16 +296,28 @@ def run_stages(
         print(f"{stage.name}: {time.process_time() - start:.0f} s of CPU time so far")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train the model."""
-    parser = argparse.ArgumentParser(description="Train the teaching model from nothing.")
+def script(
+    about: str, teach: Callable[[Path, int, bool], None], arguments: Sequence[str] | None
+) -> None:
+    """The options of a training script, and its run.
+
+    Args:
+        about: what the script does. teach: takes the folder to write to, the seed, and whether
+            two steps a stage will do. arguments: None for those of the command line.
+    """
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="more may change the last digits")
     parser.add_argument("--smoke", action="store_true", help="two steps a stage, to try the script")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    train(options.out, options.seed, options.smoke)
+    teach(options.out, options.seed, options.smoke)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train the model."""
+    script("Train the teaching model from nothing.", train, arguments)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from infer_kit.errors import InferKitError, MissingExtra
+from infer_kit.canvas import canvas, saved
+from infer_kit.errors import InferKitError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,25 +68,13 @@ class Sweep:
         Raises:
             MissingExtra: matplotlib is not installed.
         """
-        try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise MissingExtra(
-                "matplotlib is not installed.", hint="pip install 'infer-kit[plots]'"
-            ) from error
-        figure = Figure(figsize=(4.5, 3.2))
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
+        figure, axes = canvas(4.5, 3.2)
         order = np.argsort(self.weights)
         x = np.asarray(self.weights)[order]
         axes.errorbar(x, self.accuracy[order], self.standard_error[order], marker="o", capsize=3)
         axes.set_xlabel(f"{self.method} {self.knob}")
         axes.set_ylabel(f"accuracy ({len(self.answers)} requests)")
-        figure.tight_layout()
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-        return Path(path)
+        return saved(figure, Path(path))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings, for JSON."""

@@ -10,7 +10,6 @@ Seeded, and resumable: the two stages are saved as they end.
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 import shutil
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from infer_kit.demo.clip import build
 from infer_kit.demo.clip.world import ATTRIBUTES, FIRST_PLACE, N_THINGS, Boards, boards
-from infer_kit.demo.train import Stage, run_stages
+from infer_kit.demo.train import Stage, run_stages, script
 
 BATCH = 256
 STAGES = (Stage("phrases", 1500, slow=2e-3), Stage("all", 1500, slow=1e-3))
@@ -137,14 +136,7 @@ def train(out: Path, seed: int, smoke: bool = False) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train the model."""
-    parser = argparse.ArgumentParser(description="Train the tiny CLIP from nothing.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="more may change the last digits")
-    parser.add_argument("--smoke", action="store_true", help="two steps a stage, to try the script")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    train(options.out, options.seed, options.smoke)
+    script("Train the tiny CLIP from nothing.", train, arguments)
 
 
 if __name__ == "__main__":

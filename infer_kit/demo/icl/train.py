@@ -17,7 +17,6 @@ model learns to know what its context does not tell.
 
 from __future__ import annotations
 
-import argparse
 import random
 import shutil
 import time
@@ -33,7 +32,7 @@ from infer_kit.demo.build import save
 from infer_kit.demo.icl import build, episodes
 from infer_kit.demo.icl.episodes import ATTRIBUTES, Board, Demonstration
 from infer_kit.demo.packing import Batch, Row, losses, project
-from infer_kit.demo.train import Parts, Stage, fit_language, fit_sight, run_stages
+from infer_kit.demo.train import Parts, Stage, fit_language, fit_sight, run_stages, script
 
 LESSONS = ("unseen", "seen", "end")
 UNSEEN, SEEN, END = range(len(LESSONS))
@@ -184,14 +183,7 @@ def train(out: Path, seed: int = 0, smoke: bool = False) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train the model."""
-    parser = argparse.ArgumentParser(description="Train the in-context model from nothing.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="more may change the last digits")
-    parser.add_argument("--smoke", action="store_true", help="two steps a stage, to try the script")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    train(options.out, options.seed, options.smoke)
+    script("Train the in-context model from nothing.", train, arguments)
 
 
 if __name__ == "__main__":
