@@ -489,7 +489,7 @@ METHOD_MUTANTS = (
     ),
     Mutant(
         "icl: texts of an encoder padded on the left",
-        "methods/features.py",
+        "dual_encoder.py",
         'padding_side="right"',
         'padding_side="left"',
         ("tests/methods/test_demonstrations.py",),
