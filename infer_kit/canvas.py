@@ -25,7 +25,8 @@ def canvas(width: float = 5.0, height: float = 3.4, columns: int = 1, **layout: 
 
 
 def saved(figure: Any, path: Path) -> Path:
-    """Write a figure; its folder is made."""
+    """Write a figure, as PNG where the name has no suffix; its folder is made."""
+    path = path if path.suffix else path.with_suffix(".png")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
@@ -77,6 +78,16 @@ def main() -> None:
     run_app(app)
 
 
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any
+) -> None:
+    """A warning as one line: where in the code it was raised says nothing to a user."""
+    if os.environ.get("INFER_KIT_DEBUG"):
+        print(f"{filename}:{lineno}: {category.__name__}: {message}", file=sys.stderr)
+    else:
+        print(f"Warning: {message}", file=sys.stderr)
+
+
 def run_app(command: typer.Typer) -> None:
     """Run a command; an `InferKitError`, or what a disk refuses, is shown without traceback.
 
@@ -88,7 +99,9 @@ def run_app(command: typer.Typer) -> None:
         sys.argv.remove("--debug")
         os.environ["INFER_KIT_DEBUG"] = "1"
     try:
-        command()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            command()
     except (InferKitError, OSError) as error:
         if os.environ.get("INFER_KIT_DEBUG"):
             raise

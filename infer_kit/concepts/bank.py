@@ -192,6 +192,7 @@ class ConceptBank:
         Raises:
             InferKitError: another encoder made the bank; no phrase is left.
         """
+        _check_cosine(cosine)
         model = encoder_for(encoder)
         self.check(model)
         names = {normalised(name) for name in classes}
@@ -208,6 +209,7 @@ class ConceptBank:
 
     def deduplicated(self, cosine: float = 0.95) -> "ConceptBank":
         """The bank without phrases that have this cosine, or more, to an earlier one that stays."""
+        _check_cosine(cosine)
         kept = first_of_each(self.features, cosine)
         return self._kept(kept, {"near duplicates": int((~kept).sum())})
 
@@ -221,6 +223,11 @@ class ConceptBank:
         phrases = tuple(p for p, stays in zip(self.phrases, kept.tolist(), strict=True) if stays)
         whole = {**self.dropped, **{w: self.dropped.get(w, 0) + n for w, n in dropped.items()}}
         return replace(self, phrases=phrases, features=self.features[kept], dropped=whole)
+
+
+def _check_cosine(cosine: float) -> None:
+    if not 0 < cosine <= 1:
+        raise InferKitError(f"cosine is between 0 and 1, got {cosine!r}.")
 
 
 def checksum(phrases: Sequence[str]) -> str:

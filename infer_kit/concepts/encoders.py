@@ -155,6 +155,7 @@ def text_features(
     Raises:
         InferKitError: a feature is not finite, or 0.
     """
+    _check_batch_size(batch_size)
     order = sorted(range(len(texts)), key=lambda n: len(texts[n]))  # little is padded then
     out = torch.empty(len(texts), encoder.dim)
     shown = bar and len(texts) >= _MANY
@@ -173,6 +174,7 @@ def image_features(encoder: Encoder, images: Sequence[Any], batch_size: int = 64
     Raises:
         InferKitError: an image cannot be read; names it by number.
     """
+    _check_batch_size(batch_size)
     out = torch.empty(len(images), encoder.dim)
     shown = len(images) >= _MANY
     with tqdm(total=len(images), desc="encoding images", disable=not shown) as progress:
@@ -184,6 +186,11 @@ def image_features(encoder: Encoder, images: Sequence[Any], batch_size: int = 64
             )
             progress.update(len(some))
     return out
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise InferKitError(f"batch_size is a number from 1 on, got {batch_size}.")
 
 
 def unit(features: Tensor, names: Sequence[str]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -174,7 +175,7 @@ class Explanation:
         new = self.model.phrase_features(encoded.to(self.target.device)).double()
         phrases, F = (*self.phrases, *names), torch.cat([self.features, new])
         if isinstance(what, Mapping):
-            given = torch.tensor([float(w) for w in what.values()], dtype=torch.float64)
+            given = torch.tensor(_finite(what), dtype=torch.float64)
             return self._fixed(phrases, torch.cat([self.weights, given.to(F.device)]), F)
         if refit == "ols":
             w = torch.linalg.lstsq(F.T.cpu(), self.target[:, None].cpu(), driver="gelsd").solution
@@ -277,6 +278,13 @@ class Explanation:
             converged=True,
             unique=True,
         )
+
+
+def _finite(weights: Mapping[str, Any]) -> list[float]:
+    for phrase, w in weights.items():
+        if isinstance(w, bool) or not isinstance(w, int | float) or not math.isfinite(w):
+            raise InferKitError(f"The weight of {phrase!r} is {w!r}; expected a number.")
+    return [float(w) for w in weights.values()]
 
 
 def _listed(what: Any) -> Sequence[Any]:

@@ -411,3 +411,19 @@ def test_what_cannot_be_evaluated(
         (("demo", "concepts", "--pictures", 3), "--pictures must be at least 10, got 3"),
     ):
         assert said in refused(capsys, *arguments)
+
+
+def test_a_warning_is_one_line(
+    bank: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No source line of this package; --debug shows where it was raised."""
+    explain = ["infer-kit", "concepts", "explain", "demo-clip", str(first(pictures)), "--bank",
+               str(bank), "--classes", "demo-clip", "--alpha", "0.5"]  # fmt: skip
+    sys.argv = explain
+    with pytest.raises(SystemExit) as exit_, warnings.catch_warnings():
+        warnings.simplefilter("always")
+        cli.main()
+    said = capsys.readouterr().err
+    assert exit_.value.code == 0
+    assert "Warning: 1 of 1 explanations say nothing (first: image 0)" in said
+    assert ".py" not in said

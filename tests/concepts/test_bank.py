@@ -71,7 +71,7 @@ def test_without_class_names_and_what_is_close_to_them() -> None:
     encoder = WordEncoder()
     bank = bank_of(encoder, [*PHRASES, "forest", "forest of forest"])
     assert bank.inside(["Forest", "sea"]) == ["Forest"]
-    named = bank.without(["Forest"], encoder, cosine=2.0)
+    named = bank.without(["Forest"], encoder, cosine=1.0)
     assert set(bank.phrases) - set(named.phrases) == {"forest"}
     assert named.dropped["class names"] == 1
     close = bank.without(["forest"], encoder, cosine=0.8)
@@ -218,6 +218,19 @@ def test_bad_builds(change: dict[str, Any], message: str) -> None:
     given = {"phrases": PHRASES, "encoder": WordEncoder(), **change}
     with pytest.raises(InferKitError, match=message):
         ConceptBank.build(**given)
+
+
+def test_bad_cosines_and_batches() -> None:
+    encoder = WordEncoder()
+    bank = bank_of(encoder)
+    for cosine in (0, -1, 95, float("nan")):
+        with pytest.raises(InferKitError, match="cosine is between 0 and 1"):
+            bank.deduplicated(cosine)
+        with pytest.raises(InferKitError, match="cosine is between 0 and 1"):
+            bank.without(CLASSES, encoder, cosine)
+    for size in (0, -1):
+        with pytest.raises(InferKitError, match=f"batch_size is a number from 1 on, got {size}"):
+            bank_of(encoder, batch_size=size)
 
 
 def test_nothing_left_after_filtering() -> None:

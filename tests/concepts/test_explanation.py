@@ -141,6 +141,8 @@ def test_inserting_with_least_squares(found: Explanation) -> None:
         (lambda e: e.insert("  "), "No phrase is given, or one is empty"),
         (lambda e: e.insert(e.phrases[0]), "is in this explanation already"),
         (lambda e: e.insert(["sea", "Sea"]), "'sea' is in this explanation already"),
+        (lambda e: e.insert({"sea": float("nan")}), "The weight of 'sea' is nan; expected a numb"),
+        (lambda e: e.insert({"sea": "much"}), "The weight of 'sea' is 'much'; expected a number"),
         (lambda e: e.insert("sea", refit="ridge"), "refit is 'lasso' or 'ols', got 'ridge'"),
     ],
 )
