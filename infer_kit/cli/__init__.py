@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from typing import Annotated, Any
+from typing import Annotated, TextIO
 
 import typer
 
@@ -79,7 +79,12 @@ def main() -> None:
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
 ) -> None:
     """A warning as one line: where in the code it was raised says nothing to a user."""
     if os.environ.get("INFER_KIT_DEBUG"):

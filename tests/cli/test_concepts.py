@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -420,9 +421,10 @@ def test_a_warning_is_one_line(
     explain = ["infer-kit", "concepts", "explain", "demo-clip", str(first(pictures)), "--bank",
                str(bank), "--classes", "demo-clip", "--alpha", "0.5"]  # fmt: skip
     sys.argv = explain
-    with pytest.raises(SystemExit) as exit_, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("always")
-        cli.main()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
     said = capsys.readouterr().err
     assert exit_.value.code == 0
     assert "Warning: 1 of 1 explanations say nothing (first: image 0)" in said
