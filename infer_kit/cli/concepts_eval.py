@@ -43,6 +43,8 @@ def evaluate(
         counts = [int(n) for n in delete.split(",")]
     except ValueError as error:
         raise InferKitError(f"--delete {delete!r} is no list of numbers.") from error
+    if min(counts) < 0:
+        raise InferKitError(f"--delete is a list of numbers from 0 on, got {delete!r}.")
     if not 0 <= seed < 2**63:
         raise InferKitError(f"--seed is a number from 0 on, below 2**63, got {seed}.")
     given.check_figure(figure)
@@ -62,10 +64,10 @@ def evaluate(
     console.print(found.table())
     curve = deletion_curve(model, labels=labels, features=features, counts=counts, seed=seed)
     console.print(curve.table())
-    if figure is not None:
-        console.print(f"written to {curve.figure(figure, found)}", markup=False)
     if as_json:
         print(json.dumps({**found.to_dict(), "deletion": curve.to_dict()}))
+    if figure is not None:
+        console.print(f"written to {curve.figure(figure, found)}", markup=False)
 
 
 def _labelled(images: str) -> tuple[list[Any], list[str]]:
@@ -78,11 +80,15 @@ def _labelled(images: str) -> tuple[list[Any], list[str]]:
     root = Path(images)
     if not root.is_dir():
         raise InferKitError(f"{images!r} is no folder.")
-    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
     if not folders:
         raise InferKitError(
             f"{images!r} has no folders in it.",
             hint="Put the images of each class into a folder with its name.",
         )
-    pairs = [(picture, folder.name) for folder in folders for picture in given.pictures_in(folder)]
+    # as a CLIP should read them
+    names = {folder: folder.name.replace("_", " ") for folder in folders}
+    pairs = [
+        (picture, names[folder]) for folder in folders for picture in given.pictures_in(folder)
+    ]
     return [picture for picture, _ in pairs], [label for _, label in pairs]

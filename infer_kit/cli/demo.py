@@ -87,9 +87,10 @@ def check_save(save: Path | None) -> None:
 def quieten() -> None:
     """No bars of transformers, and one thread: in a model this small, more would only wait."""
     import torch
-    import transformers
 
-    transformers.utils.logging.disable_progress_bar()
+    from infer_kit.cli.eval import quiet
+
+    quiet()
     torch.set_num_threads(1)
 
 

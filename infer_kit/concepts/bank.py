@@ -12,7 +12,7 @@ from torch import Tensor
 
 from infer_kit.concepts.encoders import Encoder, encoder_for, text_features
 from infer_kit.concepts.near_duplicates import far_from, first_of_each
-from infer_kit.concepts.phrase_lists import LONGEST, cleaned, normalised
+from infer_kit.concepts.phrase_lists import LONGEST, cleaned, filled, normalised
 from infer_kit.concepts.retrieval import CHUNK
 from infer_kit.errors import InferKitError
 
@@ -38,6 +38,15 @@ class ConceptBank:
     encoder: str
     prompt: str = "{}"
     dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        odd = next((p for p in self.phrases if "\n" in p or "\r" in p), None)
+        if len(self.features) not in (0, len(self.phrases)) or odd is not None:
+            raise InferKitError(
+                f"A bank has a feature for each phrase and phrases of one line; got "
+                f"{len(self.phrases)} phrases and features {list(self.features.shape)}.",
+                hint="ConceptBank.build makes one from phrases.",
+            )
 
     @classmethod
     def build(
@@ -71,8 +80,7 @@ class ConceptBank:
                 bank.
         """
         model = encoder_for(encoder)
-        if prompt.count("{}") != 1:
-            raise InferKitError(f"The prompt {prompt!r} does not contain '{{}}' once.")
+        filled(prompt, [])
         if dtype not in DTYPES:
             raise InferKitError(f"Unknown dtype {dtype!r}: use float32 or float16.")
         names, dropped = cleaned(phrases, classes, longest)
@@ -86,7 +94,7 @@ class ConceptBank:
 
             blank = cls(names, torch.empty(0, model.dim), model.name, prompt, dropped)
             return build_in(Path(folder), blank, model, dtype, batch_size)
-        features = text_features(model, [prompt.format(p) for p in names], batch_size)
+        features = text_features(model, filled(prompt, names), batch_size)
         return cls(names, features.to(DTYPES[dtype]), model.name, prompt, dropped)
 
     def save(self, folder: str | Path) -> Path:
@@ -171,8 +179,8 @@ class ConceptBank:
                 hint="Build a bank with this encoder.",
             )
         at = torch.linspace(0, len(self) - 1, min(_PROBES, len(self))).long()
-        again = text_features(encoder, [self.prompt.format(self.phrases[n]) for n in at])
-        cosine = (again * self.rows(at)).sum(1)
+        again = text_features(encoder, filled(self.prompt, [self.phrases[n] for n in at.tolist()]))
+        cosine = (again * self.rows(at).cpu()).sum(1)
         if float(cosine.min()) < _ALIKE:
             n = int(at[int(cosine.argmin())])
             raise InferKitError(
@@ -193,11 +201,13 @@ class ConceptBank:
             InferKitError: another encoder made the bank; no phrase is left.
         """
         _check_cosine(cosine)
+        if isinstance(classes, str) or not len(classes):
+            raise InferKitError(f"classes is a list of names, got {classes!r}.")
         model = encoder_for(encoder)
         self.check(model)
         names = {normalised(name) for name in classes}
         named = torch.tensor([phrase not in names for phrase in self.phrases])
-        queries = text_features(model, [self.prompt.format(normalised(c)) for c in classes])
+        queries = text_features(model, filled(self.prompt, map(normalised, classes)))
         far = far_from(self.features, queries, cosine)
         return self._kept(
             named & far,
@@ -222,7 +232,12 @@ class ConceptBank:
             raise InferKitError("The bank is empty: no phrase is left.")
         phrases = tuple(p for p, stays in zip(self.phrases, kept.tolist(), strict=True) if stays)
         whole = {**self.dropped, **{w: self.dropped.get(w, 0) + n for w, n in dropped.items()}}
-        return replace(self, phrases=phrases, features=self.features[kept], dropped=whole)
+        return replace(
+            self,
+            phrases=phrases,
+            features=self.features[kept.to(self.features.device)],
+            dropped=whole,
+        )
 
 
 def _check_cosine(cosine: float) -> None:

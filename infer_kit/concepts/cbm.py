@@ -16,14 +16,24 @@ from infer_kit.concepts.bank import ConceptBank
 from infer_kit.concepts.classes import TEMPLATE, Head, ZeroShotHead
 from infer_kit.concepts.encoders import encoder_for, image_features, unit
 from infer_kit.concepts.explanation import Explanation
-from infer_kit.concepts.lasso import Code, Scale, Solver, lasso_lambda, sparse_code
-from infer_kit.concepts.retrieval import Retriever, topk
+from infer_kit.concepts.lasso import (
+    Code,
+    Scale,
+    Solver,
+    Verdict,
+    check_solver,
+    lasso_lambda,
+    solve,
+    warn_of,
+)
+from infer_kit.concepts.retrieval import FaissIndex, Retriever, topk
 from infer_kit.errors import InferKitError
 
 K = 2048
 """Phrases that are retrieved for an image, as published."""
 
 _MANY = 256  # images from which on there is a progress bar
+_COMPARED, _OFF = 16, 0.05  # phrases of a retriever that are compared, and how far off they may be
 _BATCH = 32  # images whose phrases are in memory together: at K 2048 and d 512 128 MiB
 
 
@@ -126,6 +136,7 @@ class ZeroShotCBM:
         self.bank = bank
         self.k = _checked_k(k, len(bank))
         lasso_lambda(alpha, bank.dim, scale)
+        check_solver(solver, tol, max_iter)
         self.alpha, self.scale, self.solver, self.tol = alpha, scale, solver, tol
         self.max_iter = max_iter
         if center not in (None, "modality"):
@@ -135,6 +146,8 @@ class ZeroShotCBM:
         self.image_mean = _checked_mean(image_mean, center, bank.dim)
         if center is not None and retriever is not None:
             raise InferKitError("A retriever searches phrases as they are, not centred ones.")
+        if isinstance(retriever, FaissIndex):
+            retriever.check(bank.features)
         self.retriever = retriever
         zero_shot = ZeroShotHead.of(self.encoder, classes, template)
         self.classes = zero_shot.classes
@@ -143,7 +156,10 @@ class ZeroShotCBM:
                 f"The head reads {list(head.classes)}, classes is {list(self.classes)}."
             )
         self.head: Head = zero_shot if head is None else head
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        except RuntimeError as error:
+            raise InferKitError(f"Unknown device {device!r}: {error}") from error
         inside = bank.inside(self.classes)
         if inside:
             warnings.warn(
@@ -191,15 +207,17 @@ class ZeroShotCBM:
     def predict(self, images: Any = None, *, features: Any = None) -> Prediction:
         """The classes of images; see `explain` for its arguments."""
         v, _ = self._features(images, features)
-        parts = list(self.decompose(v))
-        probabilities = torch.cat([self.read(part.z) for part in parts]).cpu()
-        empty = torch.cat([part.code.empty for part in parts]).tolist()
-        best = probabilities.argmax(1).tolist()
+        read, codes = [], []
+        for part in self.decompose(v):  # whose phrases are not kept
+            read.append(self.read(part.z).cpu())
+            codes.append(part.code)
+        probabilities, code = torch.cat(read), Code.cat(codes)
+        best = zip(code.empty.tolist(), probabilities.argmax(1).tolist(), strict=True)
         return Prediction(
-            labels=[None if none else self.classes[c] for none, c in zip(empty, best, strict=True)],
+            labels=[None if none else self.classes[c] for none, c in best],
             probabilities=probabilities,
             zero_shot=self.read(v),
-            code=Code.cat([part.code for part in parts]),
+            code=code,
         )
 
     def read(self, z: Tensor) -> Tensor:
@@ -212,12 +230,20 @@ class ZeroShotCBM:
         Args:
             v: `[B, d]` unit features.
             dictionary: `[K, d]` unit rows in the place of the bank's phrases.
+
+        A warning at the end names those whose weights did not converge, or are not unique.
         """
         shown = len(v) >= _MANY
+        random = None if dictionary is None else dictionary.to(self.device)
+        said = []
         with tqdm(total=len(v), desc="explaining", disable=not shown) as bar:
             for part in v.split(_BATCH):
-                yield self._decompose(part.to(self.device), dictionary)
+                found = self._decompose(part.to(self.device), random)
+                said.append(found.code.verdict())
+                yield found
                 bar.update(len(part))
+        what = "The lasso" if dictionary is None else "The lasso of the control's dictionary"
+        warn_of(Verdict.cat(said), self.tol, what, level=4)
 
     def _decompose(self, v: Tensor, dictionary: Tensor | None) -> Decomposition:
         target = self.centred(v)
@@ -229,14 +255,28 @@ class ZeroShotCBM:
             if self.retriever is None:
                 _, rows = topk(target, self.bank.features, self.k, mean=mean)
             else:
-                _, rows = self.retriever.topk(target, self.k)
+                scores, rows = self.retriever.topk(target, self.k)
+                self._check_scores(target, scores, rows)
             F = self.phrase_features(self.bank.rows(rows).to(v.device))
         if v.device.type == "mps":  # which has no float64
             v, target, rows, F = v.cpu(), target.cpu(), rows.cpu(), F.cpu()
-        code = sparse_code(
+        code, _ = solve(
             F, target, self.alpha, self.scale, self.positive, self.solver, self.tol, self.max_iter
         )
         return Decomposition(v, target, rows, F, code, self.rebuilt(code.z))
+
+    def _check_scores(self, target: Tensor, scores: Tensor, rows: Tensor) -> None:
+        """Refuse a retriever whose scores are not those of the bank's phrases."""
+        some = rows[:, : self.k : max(1, self.k // _COMPARED)]
+        own = (self.bank.rows(some).cpu() @ target.float().cpu()[:, :, None])[:, :, 0]
+        found = scores[:, : self.k : max(1, self.k // _COMPARED)].float().cpu()
+        off = float((own - found).abs().mean())
+        if off > _OFF:
+            raise InferKitError(
+                f"The retriever's scores are {off:.3f} off those of the phrases that it names, on "
+                "average: it is of another bank.",
+                hint="Build its index from this bank's features.",
+            )
 
     def centred(self, v: Tensor) -> Tensor:
         """What is rebuilt of image features `[B, d]`."""
@@ -308,4 +348,9 @@ def _checked_mean(mean: Any, center: str | None, d: int) -> Tensor:
     mean = torch.as_tensor(mean).float().cpu()
     if mean.shape != (d,) or not bool(mean.isfinite().all()):
         raise InferKitError(f"image_mean has shape {list(mean.shape)}; expected [{d}] numbers.")
+    if float(mean.norm()) > 1 + 1e-3:
+        raise InferKitError(
+            f"image_mean has length {float(mean.norm()):.3g}; that of unit features is at most 1.",
+            hint="image_features(encoder, some_images).mean(0)",
+        )
     return mean

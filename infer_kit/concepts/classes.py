@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from infer_kit.concepts.encoders import Encoder, text_features
+from infer_kit.concepts.phrase_lists import filled
 from infer_kit.errors import InferKitError
 
 TEMPLATE = "a photo of a {}"
@@ -54,14 +55,9 @@ class ZeroShotHead:
         """
         names = checked_classes(classes)
         templates = [template] if isinstance(template, str) else list(template)
-        for one in templates:
-            if not isinstance(one, str) or one.count("{}") != 1:
-                raise InferKitError(f"The template {one!r} does not contain '{{}}' once.")
         if not templates:
             raise InferKitError("No template is given.")
-        every = torch.stack(
-            [text_features(encoder, [one.format(name) for name in names]) for one in templates]
-        )
+        every = torch.stack([text_features(encoder, filled(one, names)) for one in templates])
         mean = torch.nn.functional.normalize(every.mean(0), dim=1)
         return cls(names, mean, encoder.logit_scale)
 

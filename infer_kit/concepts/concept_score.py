@@ -9,6 +9,7 @@ from torch import Tensor
 
 from infer_kit.concepts.encoders import encoder_for, image_features, text_features
 from infer_kit.concepts.explanation import SHOWN, Explanation
+from infer_kit.concepts.phrase_lists import filled
 from infer_kit.errors import InferKitError
 
 _FACTOR = 2.5  # of CLIPScore
@@ -36,6 +37,8 @@ def concept_score(
         InferKitError: the numbers of images and explanations differ.
     """
     encoder = encoder_for(second_encoder)
+    if isinstance(explanations, Explanation):
+        raise InferKitError("explanations and images are lists, one of each an image.")
     if len(explanations) != len(images) or not len(images):
         raise InferKitError(f"Got {len(explanations)} explanations for {len(images)} images.")
     if encoder.name == explanations[0].model.encoder.name:
@@ -47,7 +50,7 @@ def concept_score(
     prompt = explanations[0].model.bank.prompt
     phrases = sorted({phrase for one in explanations for phrase in one.phrases[:n]})
     number = {phrase: row for row, phrase in enumerate(phrases)}
-    texts = text_features(encoder, [prompt.format(phrase) for phrase in phrases])
+    texts = text_features(encoder, filled(prompt, phrases))
     means = torch.zeros(len(images), encoder.dim)
     for b, one in enumerate(explanations):
         at = [number[phrase] for phrase in one.phrases[:n]]

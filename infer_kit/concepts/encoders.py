@@ -89,15 +89,24 @@ class OpenCLIPEncoder:
                 f"No weights for {architecture!r}.",
                 hint="Give weights=FILE, or architecture='local-dir:FOLDER'.",
             )
+        if weights is not None and architecture.startswith("local-dir:"):
+            raise InferKitError(f"{architecture!r} has weights of its own; weights is not used.")
         if weights is not None and not Path(weights).is_file():
             raise InferKitError(f"No weights at {str(weights)!r}: there is no such file.")
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         pretrained = None if weights is None else str(weights)
-        model, _, transform = open_clip.create_model_and_transforms(
-            architecture, pretrained=pretrained, device=self._device
-        )
+        try:  # this one refuses a folder without weights
+            model, transform = open_clip.create_model_from_pretrained(
+                architecture, pretrained=pretrained, device=self._device
+            )
+            self._tokenizer = open_clip.get_tokenizer(architecture)
+        except Exception as error:  # of many kinds
+            said = (str(error).splitlines() or [repr(error)])[0]
+            raise InferKitError(
+                f"open_clip cannot load {architecture!r}"
+                f"{'' if pretrained is None else f' with {pretrained!r}'}: {said}"
+            ) from error
         self._model, self._transform = model.eval(), transform
-        self._tokenizer = open_clip.get_tokenizer(architecture)
         self.name = architecture if weights is None else f"{architecture}:{Path(weights).name}"
         self.logit_scale = float(model.logit_scale.detach().float().exp())
         self.dim = int(self.encode_text(["a"]).shape[1])
@@ -153,8 +162,10 @@ def text_features(
     """Unit features `[N, d]` of texts, float32 on the CPU, in batches of texts of like length.
 
     Raises:
-        InferKitError: a feature is not finite, or 0.
+        InferKitError: a feature is not finite, or 0; or the encoder gives no `[N, d]`.
     """
+    if isinstance(texts, str):
+        raise InferKitError(f"Expected a list of texts, got one: {texts[:60]!r}.")
     _check_batch_size(batch_size)
     order = sorted(range(len(texts)), key=lambda n: len(texts[n]))  # little is padded then
     out = torch.empty(len(texts), encoder.dim)
@@ -162,7 +173,7 @@ def text_features(
     with tqdm(total=len(texts), desc="encoding phrases", disable=not shown) as progress:
         for start in range(0, len(order), batch_size):
             at = order[start : start + batch_size]
-            features = encoder.encode_text([texts[n] for n in at])
+            features = _table(encoder, encoder.encode_text([texts[n] for n in at]), len(at))
             out[at] = unit(features, [repr(texts[n]) for n in at])
             progress.update(len(at))
     return out
@@ -172,8 +183,10 @@ def image_features(encoder: Encoder, images: Sequence[Any], batch_size: int = 64
     """Unit features `[B, d]` of images (PIL images, paths or URLs), float32 on the CPU.
 
     Raises:
-        InferKitError: an image cannot be read; names it by number.
+        InferKitError: an image cannot be read; names it by number. Or see `text_features`.
     """
+    if isinstance(images, str) or not isinstance(images, Sequence):
+        raise InferKitError(f"Expected a list of images, got a {type(images).__name__}.")
     _check_batch_size(batch_size)
     out = torch.empty(len(images), encoder.dim)
     shown = len(images) >= _MANY
@@ -181,11 +194,21 @@ def image_features(encoder: Encoder, images: Sequence[Any], batch_size: int = 64
         for start in range(0, len(images), batch_size):
             some = range(start, min(start + batch_size, len(images)))
             opened = [open_image(images[n], f"Image {n}") for n in some]
-            out[some.start : some.stop] = unit(
-                encoder.encode_image(opened), [f"image {n}" for n in some]
-            )
+            features = _table(encoder, encoder.encode_image(opened), len(some))
+            out[some.start : some.stop] = unit(features, [f"image {n}" for n in some])
             progress.update(len(some))
     return out
+
+
+def _table(encoder: Encoder, features: Any, n: int) -> Tensor:
+    """What an encoder gave for n items; one of a user's own may give anything."""
+    shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+    if shape != [n, encoder.dim]:
+        raise InferKitError(
+            f"The encoder {encoder.name!r} gave {shape} for {n} items; expected a tensor "
+            f"[{n}, {encoder.dim}]."
+        )
+    return features
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,7 +43,8 @@ class Explanation:
         converged, unique: see `Code`. lam, lam_max: λ, and the λ at which no phrase has weight.
         k: phrases among which the lasso chose.
         features: `[n, d]` float64, of the phrases. target: `[d]` float64, what is rebuilt.
-        candidates: `[k]`, numbers of the phrases in the bank.
+        candidates: `[k]`, numbers in the bank of the phrases that were retrieved.
+        gone: phrases that were deleted. added: features `[d]` of phrases that were inserted.
         model: what explained.
     """
 
@@ -64,6 +65,8 @@ class Explanation:
     target: Tensor
     candidates: Tensor
     model: ZeroShotCBM
+    gone: frozenset[str] = frozenset()
+    added: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: ZeroShotCBM, part: Decomposition, b: int) -> Explanation:
@@ -104,7 +107,8 @@ class Explanation:
         elif self.cosine < _FAR:
             said.append(f"the phrases rebuild the image at cosine {self.cosine:.2f} only")
         if not self.converged:
-            said.append(f"the lasso did not converge: gap {self.gap:.1e}")
+            gap = "" if self.gap is None else f": gap {self.gap:.1e}"
+            said.append(f"the lasso did not converge{gap}")
         if not self.unique:
             said.append("phrases with the same feature share a weight, which is not unique")
         size = self.weights.abs()
@@ -143,17 +147,21 @@ class Explanation:
         out = self._numbers(what, order, seed)
         stays = torch.ones(len(self.phrases), dtype=torch.bool)
         stays[out] = False
+        now = {self.phrases[n] for n in out}
+        gone = self.gone | now
+        added = {name: F for name, F in self.added.items() if name not in now}
         if not refit:
             kept = torch.where(stays.to(self.weights.device), self.weights, 0.0)
-            return self._fixed(self.phrases, kept, self.features)
-        gone = {self.phrases[n] for n in out}
-        rows = [n for n in self.candidates.tolist() if self.model.bank.phrases[n] not in gone]
-        if not rows:
-            return self._fixed((), self.weights[:0], self.features[:0])
-        at = torch.tensor(rows)
-        F = self.model.phrase_features(self.model.bank.rows(at).to(self.target.device)).double()
-        names = tuple(self.model.bank.phrases[n] for n in rows)
-        return self._refitted(names, F, at)
+            return self._fixed(self.phrases, kept, self.features, gone, added)
+        bank = self.model.bank
+        rows = [n for n in self.candidates.tolist() if bank.phrases[n] not in {*gone, *added}]
+        names = (*(bank.phrases[n] for n in rows), *added)
+        if not names:
+            return self._fixed((), self.weights[:0], self.features[:0], gone, added)
+        own = bank.rows(torch.tensor(rows, dtype=torch.long)).to(self.target.device)
+        retrieved = self.model.phrase_features(own).double()
+        F = torch.cat([retrieved, *(feature[None] for feature in added.values())])
+        return self._refitted(names, F, gone, added)
 
     def insert(
         self, what: str | Sequence[str] | Mapping[str, float], refit: Refit = "lasso"
@@ -174,15 +182,18 @@ class Explanation:
         encoded = text_features(self.model.encoder, [prompt.format(name) for name in names])
         new = self.model.phrase_features(encoded.to(self.target.device)).double()
         phrases, F = (*self.phrases, *names), torch.cat([self.features, new])
+        gone = self.gone - set(names)
+        added = {**self.added, **dict(zip(names, new, strict=True))}
         if isinstance(what, Mapping):
             given = torch.tensor(_finite(what), dtype=torch.float64)
-            return self._fixed(phrases, torch.cat([self.weights, given.to(F.device)]), F)
+            weights = torch.cat([self.weights, given.to(F.device)])
+            return self._fixed(phrases, weights, F, gone, added)
         if refit == "ols":
             w = torch.linalg.lstsq(F.T.cpu(), self.target[:, None].cpu(), driver="gelsd").solution
-            return self._fixed(phrases, w[:, 0].to(F.device), F)
+            return self._fixed(phrases, w[:, 0].to(F.device), F, gone, added)
         if refit != "lasso":
             raise InferKitError(f"refit is 'lasso' or 'ols', got {refit!r}.")
-        return self._refitted(phrases, F, self.candidates)
+        return self._refitted(phrases, F, gone, added)
 
     def table(self, n: int = SHOWN) -> Any:
         """A table of `rich`: phrases with bars, and under it what a reader should know."""
@@ -250,7 +261,13 @@ class Explanation:
             )
         return names
 
-    def _refitted(self, phrases: tuple[str, ...], F: Tensor, candidates: Tensor) -> Explanation:
+    def _refitted(
+        self,
+        phrases: tuple[str, ...],
+        F: Tensor,
+        gone: frozenset[str],
+        added: Mapping[str, Tensor],
+    ) -> Explanation:
         m = self.model
         code = sparse_code(
             F, self.target, m.alpha, m.scale, m.positive, m.solver, m.tol, m.max_iter
@@ -265,18 +282,26 @@ class Explanation:
             unique=bool(code.unique),
             lam_max=float(code.lam_max),
             k=len(F),
-            candidates=candidates,
+            gone=gone,
+            added=added,
         )
 
-    def _fixed(self, phrases: tuple[str, ...], w: Tensor, F: Tensor) -> Explanation:
+    def _fixed(
+        self,
+        phrases: tuple[str, ...],
+        w: Tensor,
+        F: Tensor,
+        gone: frozenset[str],
+        added: Mapping[str, Tensor],
+    ) -> Explanation:
         at = _by_size(w)
         return replace(
             self,
             **_outcome(self.model, w[at], F[at], self.target),
             phrases=tuple(phrases[n] for n in at.tolist()),
             gap=None,
-            converged=True,
-            unique=True,
+            gone=gone,
+            added=added,
         )
 
 

@@ -11,7 +11,8 @@ def representatives(F: Tensor) -> Tensor:
     direction = torch.randn(d, generator=generator, dtype=F.dtype).to(F.device)
     # equal rows have equal sums up to rounding, and unequal rows hardly ever
     sums, order = (F @ direction).sort(dim=1)
-    near = sums.diff(dim=1) <= 1e-12 * direction.norm()
+    size = F.abs().amax((1, 2))[:, None]
+    near = sums.diff(dim=1) <= 1e-12 * direction.norm() * size
     first = torch.arange(K, device=F.device).repeat(B, 1)
     for b, i in near.nonzero().tolist():  # seldom any
         one, other = order[b, i], order[b, i + 1]

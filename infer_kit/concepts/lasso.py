@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -65,6 +66,10 @@ class Code:
     lam_max: Tensor
     unique: Tensor
 
+    def verdict(self) -> "Verdict":
+        """What `warn_of` needs of it."""
+        return Verdict(self.gap, self.converged, self.unique)
+
     @property
     def empty(self) -> Tensor:
         """`[B]`: whether every weight is 0."""
@@ -87,6 +92,23 @@ class Code:
         return Code(**{f.name: getattr(self, f.name)[at] for f in fields(self)})
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """gap, converged, unique: of `Code`, of B images."""
+
+    gap: Tensor
+    converged: Tensor
+    unique: Tensor
+
+    @classmethod
+    def cat(cls, parts: "Sequence[Verdict]") -> "Verdict":
+        """That of the images of several."""
+        gap, converged, unique = (
+            torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)
+        )
+        return cls(gap, converged, unique)
+
+
 def lasso_lambda(alpha: float, d: int, scale: Scale = "sklearn") -> float:
     r"""λ of the objective above, from the number of another convention.
 
@@ -99,7 +121,7 @@ def lasso_lambda(alpha: float, d: int, scale: Scale = "sklearn") -> float:
     Raises:
         InferKitError: alpha is no number above 0; the scale is unknown.
     """
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not math.isfinite(alpha):
         raise InferKitError(f"alpha is a number above 0, got {alpha!r}.")
     if alpha <= 0:
         raise InferKitError(
@@ -109,7 +131,7 @@ def lasso_lambda(alpha: float, d: int, scale: Scale = "sklearn") -> float:
     factors = {"sklearn": float(d), "squared": 0.5, "lambda": 1.0}
     if scale not in factors:
         raise InferKitError(f"Unknown scale {scale!r}: use sklearn, squared or lambda.")
-    return alpha * factors[scale]
+    return float(alpha) * factors[scale]
 
 
 def sparse_code(
@@ -138,26 +160,48 @@ def sparse_code(
 
     Returns:
         The code. Its gap is always reported; where it is above `tol`, a `ConvergenceWarning` of
-        scikit-learn says so. Permuted phrases have permuted weights; of phrases with the same
-        feature each has an equal part, and `unique` is False.
+        scikit-learn says so. Of phrases with the same feature, bit for bit, each has an equal part
+        of a weight, and `unique` is False. Permuted phrases have permuted weights, unless features
+        depend on one another otherwise (F_j = −F_i, small integers): several weightings may be
+        optimal then, and one of them is returned.
 
     Raises:
         InferKitError: shapes do not fit; numbers are not finite; an argument is unknown.
     """
+    code, alone = solve(F, v, alpha, scale, positive, solver, tol, max_iter)
+    warn_of(code.verdict(), tol)
+    return code[0] if alone else code
+
+
+@torch.no_grad()
+def solve(
+    F: Any,
+    v: Any,
+    alpha: float,
+    scale: Scale,
+    positive: bool,
+    solver: Solver,
+    tol: float,
+    max_iter: int,
+) -> tuple[Code, bool]:
+    """`sparse_code` without its warnings: the code `[B, …]`, and whether v was one image."""
+    check_solver(solver, tol, max_iter)
     F, v, alone = _checked(F, v)
-    if solver not in get_args(Solver):
-        raise InferKitError(f"Unknown solver {solver!r}: use {', '.join(get_args(Solver))}.")
-    if not tol > 0 or max_iter < 1:
-        raise InferKitError(f"tol is above 0 and max_iter from 1 on, got {tol} and {max_iter}.")
     lam = lasso_lambda(alpha, v.shape[1], scale)
     size = _ON_GPU if v.is_cuda else 1
     parts = [
         _solve(F[at : at + size] if F.dim() == 3 else F, rows, lam, positive, solver, tol, max_iter)
         for at, rows in zip(range(0, len(v), size), v.split(size), strict=True)
     ]
-    code = Code.cat(parts)
-    _warn(code, tol)
-    return code[0] if alone else code
+    return Code.cat(parts), alone
+
+
+def check_solver(solver: Any, tol: Any, max_iter: Any) -> None:
+    """Refuse settings of a solver that cannot work."""
+    if solver not in get_args(Solver):
+        raise InferKitError(f"Unknown solver {solver!r}: use {', '.join(get_args(Solver))}.")
+    if not tol > 0 or max_iter < 1:
+        raise InferKitError(f"tol is above 0 and max_iter from 1 on, got {tol} and {max_iter}.")
 
 
 def _checked(F: Any, v: Any) -> tuple[Tensor, Tensor, bool]:
@@ -260,23 +304,28 @@ def _rows(problem: Problem, at: Tensor) -> Problem:
     return Problem(problem.F[at], problem.v[at], problem.lam[at], problem.positive)
 
 
-def _warn(code: Code, tol: float) -> None:
+def warn_of(code: Verdict, tol: float, what: str = "The lasso", level: int = 3) -> None:
+    """Warn of images whose weights did not converge, or are not unique.
+
+    Args:
+        what: did not converge. level: of the stack that the warnings point at.
+    """
     if not bool(code.converged.all()):
         from sklearn.exceptions import ConvergenceWarning
 
         late = (~code.converged).nonzero()[:, 0]
         worst = float(code.gap[late].max())
         warnings.warn(
-            f"The lasso did not converge for {len(late)} of {len(code.gap)} images (first: number "
+            f"{what} did not converge for {len(late)} of {len(code.gap)} images (first: number "
             f"{int(late[0])}): the largest duality gap is {worst:.1e}, wanted {tol:.0e}·|v|². Give "
             "a larger alpha, tol or max_iter.",
             ConvergenceWarning,
-            stacklevel=3,
+            stacklevel=level,
         )
     if not bool(code.unique.all()):
         shared = int((~code.unique).sum())
         warnings.warn(
             f"The weights are not unique for {shared} of {len(code.gap)} images: phrases with the "
             "same feature share a weight in equal parts.",
-            stacklevel=3,
+            stacklevel=level,
         )

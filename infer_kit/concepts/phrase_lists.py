@@ -13,6 +13,20 @@ def normalised(phrase: str) -> str:
     return " ".join(phrase.lower().replace("_", " ").split())
 
 
+def filled(template: str, texts: Iterable[str]) -> list[str]:
+    """Texts in the place of the "{}" of a template.
+
+    Raises:
+        InferKitError: the template has not one "{}", or other braces.
+    """
+    before, mark, after = template.partition("{}") if isinstance(template, str) else ("", "", "")
+    if not mark or "{" in before + after or "}" in before + after:
+        raise InferKitError(
+            f"The template {template!r} does not contain '{{}}' once, and no other braces."
+        )
+    return [f"{before}{text}{after}" for text in texts]
+
+
 def cleaned(
     phrases: Iterable[str], classes: Sequence[str] = (), longest: int | None = LONGEST
 ) -> tuple[tuple[str, ...], dict[str, int]]:

@@ -93,10 +93,19 @@ class FaissIndex:
         faiss = _faiss()
         index = faiss.index_factory(bank.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
-            index.train(bank[:: -(-len(bank) // _TRAINING)].float().numpy())
+            index.train(bank[:: -(-len(bank) // _TRAINING)].float().cpu().numpy())
         for start in range(0, len(bank), chunk):
-            index.add(bank[start : start + chunk].float().numpy())
+            index.add(bank[start : start + chunk].float().cpu().numpy())
         return cls(index)
+
+    def check(self, bank: Tensor) -> None:
+        """Refuse a bank `[N, d]` that the index cannot be of."""
+        shape = [self.index.ntotal, self.index.d]
+        if shape != list(bank.shape):
+            raise InferKitError(
+                f"The index is of a bank of shape {shape}, this one has {list(bank.shape)}.",
+                hint="FaissIndex.build(bank.features)",
+            )
 
     def topk(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """See `Retriever`.
@@ -123,7 +132,10 @@ class FaissIndex:
         if not Path(path).is_file():
             raise InferKitError(f"No index at {str(path)!r}: there is no such file.")
         flags = faiss.IO_FLAG_MMAP if mmap else 0
-        return cls(faiss.read_index(str(path), flags))
+        try:
+            return cls(faiss.read_index(str(path), flags))
+        except RuntimeError as error:
+            raise InferKitError(f"{str(path)!r} is no index of FAISS: {error}") from error
 
 
 def _faiss() -> Any:

@@ -208,7 +208,7 @@ def test_the_encoder_of_a_bank_is_recognised() -> None:
         ({"phrases": []}, r"The bank is empty: no phrase is left \(none given\)"),
         ({"phrases": ["x" * 30, ""]}, r"no phrase is left \(1 empty, 1 too long\)"),
         ({"classes": "forest"}, "lists of strings, got one string"),
-        ({"prompt": "a photo"}, "The prompt 'a photo' does not contain '{}' once"),
+        ({"prompt": "a photo"}, "The template 'a photo' does not contain '{}' once"),
         ({"prompt": "{} and {}"}, "does not contain '{}' once"),
         ({"dtype": "int8"}, "Unknown dtype 'int8'"),
         ({"encoder": 3}, "encoder is a int; expected the folder or name of a CLIP"),

@@ -205,9 +205,16 @@ def test_a_retriever_of_ones_own(encoder: WordEncoder, bank: ConceptBank) -> Non
     class Last:
         def topk(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
             rows = torch.arange(30 - k, 30).expand(len(queries), -1)
-            return torch.zeros(rows.shape), rows
+            return self.honest * (queries @ bank.features.T).gather(1, rows), rows
 
-    model = ZeroShotCBM(encoder, bank, CLASSES, k=5, retriever=Last())
+        honest = 1.0
+
+    last = Last()
+    model = ZeroShotCBM(encoder, bank, CLASSES, k=5, retriever=last)
+    last.honest = -1.0
+    with pytest.raises(InferKitError, match="off those of the phrases that it names"):
+        model.explain(features=samples(encoder, 1)[0][0])
+    last.honest = 1.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         found = model.explain(features=samples(encoder, 1)[0][0])

@@ -148,9 +148,46 @@ def test_rows_without_a_direction_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    "made, shown",
+    [
+        (lambda whole: whole[:1], r"\[1, 48\] for 4 items"),  # would do for all
+        (lambda whole: torch.cat([whole, whole], 1), r"\[4, 96\] for 4 items"),
+        (lambda whole: whole[0], r"\[48\] for 4 items"),
+        (lambda whole: whole.numpy(), "ndarray for 4 items"),
+    ],
+)
+def test_features_that_are_no_table(made: Any, shown: str) -> None:
+    class Own(WordEncoder):
+        def encode_text(self, texts: Any) -> Any:
+            return made(super().encode_text(texts))
+
+        def encode_image(self, pictures: Any) -> Any:
+            return made(super().encode_image(pictures))
+
+    with pytest.raises(InferKitError, match=rf"'words' gave {shown}; expected a tensor \[4, 48\]"):
+        text_features(Own(), TEXTS)
+    with pytest.raises(InferKitError, match=rf"'words' gave {shown}; expected a tensor \[4, 48\]"):
+        image_features(Own(), [Image.new("RGB", (2, 2))] * 4)
+
+
+def test_one_in_the_place_of_a_list() -> None:
+    with pytest.raises(InferKitError, match=r"Expected a list of texts, got one: 'a dog'\."):
+        text_features(WordEncoder(), "a dog")
+    for given, kind in ((Image.new("RGB", (2, 2)), "Image"), ("dog.png", "str")):
+        with pytest.raises(InferKitError, match=rf"Expected a list of images, got a {kind}\."):
+            image_features(WordEncoder(), given)  # type: ignore[arg-type]
+
+
+def test_no_texts_and_no_images() -> None:
+    assert text_features(WordEncoder(), []).shape == image_features(WordEncoder(), []).shape
+    assert text_features(WordEncoder(), []).shape == (0, 48)
+
+
+@pytest.mark.parametrize(
     "given, message",
     [
         (7, "encoder is a int; expected the folder or name"),
+        ((1, 2, 3), "encoder is a tuple; expected the folder or name"),
         (SimpleNamespace(name="x", dim=3), "encoder is a SimpleNamespace"),
         ("no/such/folder", "No encoder at 'no/such/folder'"),
         ((SimpleNamespace(), None), "SimpleNamespace has no image and text features"),
@@ -197,12 +234,14 @@ def test_what_is_asked_of_open_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         def encode_text(self, ids: Tensor) -> Tensor:
             return ids.double() + 1
 
-    def create(name: str, pretrained: str | None, device: str) -> tuple[Any, None, Any]:
+    def create(name: str, pretrained: str | None, device: str) -> tuple[Any, Any]:
+        if name == "ViT-Z":
+            raise RuntimeError("Model config for 'ViT-Z' not found.\nThere are many.")
         asked.append((name, pretrained, device))
-        return Model(), None, lambda p: torch.tensor(np.array(p), dtype=torch.float32)
+        return Model(), lambda p: torch.tensor(np.array(p), dtype=torch.float32)
 
     stand_in = SimpleNamespace(
-        create_model_and_transforms=create,
+        create_model_from_pretrained=create,
         get_tokenizer=lambda name: lambda texts: torch.tensor([[len(t)] * 4 for t in texts]),
     )
     monkeypatch.setitem(sys.modules, "open_clip", stand_in)
@@ -222,3 +261,9 @@ def test_what_is_asked_of_open_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         OpenCLIPEncoder("ViT-B-32")
     with pytest.raises(InferKitError, match=r"No weights at '.*x\.pt': there is no such file"):
         OpenCLIPEncoder("ViT-B-32", tmp_path / "x.pt")
+    with pytest.raises(InferKitError, match="has weights of its own; weights is not used"):
+        OpenCLIPEncoder("local-dir:folder", tmp_path / "w.pt")
+    with pytest.raises(
+        InferKitError, match=r"cannot load 'ViT-Z' with '.*w\.pt': Model config .* not found\.$"
+    ):
+        OpenCLIPEncoder("ViT-Z", tmp_path / "w.pt")

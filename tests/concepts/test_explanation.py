@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from sklearn.exceptions import ConvergenceWarning
 
 from infer_kit.concepts.cbm import ZeroShotCBM
 from infer_kit.concepts.explanation import Explanation
@@ -91,9 +92,34 @@ def test_deleting_with_a_refit_solves_the_lasso_without_them(found: Explanation)
     w = sparse_code(F, found.target, 1e-4, positive=model.positive).w
     expected = {name: float(x) for name, x in zip(keep, w, strict=True) if x}
     assert dict(zip(left.phrases, left.weights.tolist(), strict=True)) == pytest.approx(expected)
-    assert not gone & {model.bank.phrases[n] for n in left.candidates.tolist()}
+    assert left.gone == gone
     again = left.delete(1, refit=True)  # what is gone stays gone
     assert not gone & set(again.phrases)
+
+
+def test_interventions_follow_one_another(found: Explanation) -> None:
+    first, second = found.phrases[:2]
+    twice = found.delete(first).delete(second, refit=True)  # what went without a refit stays away
+    assert not {first, second} & set(twice.phrases)
+    both = found.delete([first, second], refit=True)
+    assert twice.phrases == both.phrases
+    torch.testing.assert_close(twice.weights, both.weights, atol=1e-9, rtol=0)
+    grown = found.insert({"forest": 0.3}).delete(second, refit=True)
+    assert "forest" in grown.phrases  # what was inserted may be chosen
+    assert "forest" not in grown.delete("forest", refit=True).phrases
+    back = found.delete(first).insert(first)
+    assert first in back.phrases and first not in back.gone
+
+
+def test_an_unconverged_list_stays_one(found: Explanation) -> None:
+    model = found.model
+    hurried = ZeroShotCBM(model.encoder, model.bank, CLASSES, alpha=1e-7, max_iter=1)
+    with pytest.warns(ConvergenceWarning):
+        one = hurried.explain(features=found.model.encoder.image(PARTS["city"], 2.0))  # type: ignore[attr-defined]
+    if one.phrases:
+        assert not one.delete(1).converged
+        assert "the lasso did not converge" in one.delete(1).remarks
+    assert not one.converged
 
 
 def test_inserting_with_a_weight_moves_the_label(found: Explanation) -> None:
