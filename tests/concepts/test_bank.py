@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from infer_kit.concepts import bank_files
@@ -175,6 +176,67 @@ def test_an_interrupted_build_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "part" / "progress.json").exists()
 
 
+def test_files_of_others_are_not_written_over(tmp_path: Path) -> None:
+    for name in ("concepts.txt", "features.npy"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        with pytest.raises(InferKitError, match=f"{name}' exists and is of no bank"):
+            ConceptBank.build(PHRASES, WordEncoder(), folder=folder)
+        with pytest.raises(InferKitError, match=f"{name}' exists and is of no bank"):
+            bank_of(WordEncoder()).save(folder)
+        assert (folder / name).read_text() == "mine"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InferKitError, match="cannot be made"):
+        bank_of(WordEncoder()).save(tmp_path / "file")
+
+
+def test_one_process_writes_at_a_time(tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".lock"):
+        with pytest.raises(InferKitError, match="Another process writes a bank to"):
+            ConceptBank.build(PHRASES, WordEncoder(), folder=tmp_path)
+    ConceptBank.build(PHRASES, WordEncoder(), folder=tmp_path)
+
+
+@pytest.mark.parametrize("file", ["features.npy", "concepts.txt", "bank.json"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "another kind"])
+def test_damaged_banks(file: str, damage: str, tmp_path: Path) -> None:
+    bank_of(WordEncoder()).save(tmp_path)
+    path = tmp_path / file
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:100] if damage == "cut" else b"[]")
+    for mmap in (False, True):
+        with pytest.raises(InferKitError):
+            ConceptBank.load(tmp_path, mmap=mmap)
+
+
+def test_damaged_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bank_files, "_ROWS", 8)
+    for name, content in (("progress.json", b"{"), ("features.npy", b"x"), ("features.npy", None)):
+        folder = tmp_path / f"{name}{content!r}"
+        with pytest.raises(KeyboardInterrupt):
+            ConceptBank.build(PHRASES, Failing(5), folder=folder, batch_size=4)
+        (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+        with pytest.raises(InferKitError, match="cannot be read"):
+            ConceptBank.build(PHRASES, WordEncoder(), folder=folder)
+    folder = tmp_path / "phrases"
+    with pytest.raises(KeyboardInterrupt):
+        ConceptBank.build(PHRASES, Failing(5), folder=folder, batch_size=4)
+    (folder / "concepts.txt").write_text("mine")  # written again: the list of the call counts
+    again = ConceptBank.build(PHRASES, WordEncoder(), folder=folder)
+    assert again.phrases == tuple(sorted(PHRASES))
+
+
+def test_a_bank_made_by_hand() -> None:
+    features = torch.eye(2)
+    ConceptBank(("a", "b"), features, "x")
+    for phrases in (("a",), ("a", "b", "c"), ("a", "b\nc")):
+        with pytest.raises(InferKitError, match="A bank has a feature for each phrase"):
+            ConceptBank(phrases, features, "x")
+
+
 def test_a_finished_build_is_loaded(tmp_path: Path) -> None:
     ConceptBank.build(PHRASES, WordEncoder(), folder=tmp_path)
     encoder = WordEncoder()
@@ -209,6 +271,8 @@ def test_the_encoder_of_a_bank_is_recognised() -> None:
         ({"phrases": ["x" * 30, ""]}, r"no phrase is left \(1 empty, 1 too long\)"),
         ({"classes": "forest"}, "lists of strings, got one string"),
         ({"prompt": "a photo"}, "The template 'a photo' does not contain '{}' once"),
+        ({"prompt": "a {} {z}"}, "and no other braces"),
+        ({"prompt": "{{}}"}, "and no other braces"),
         ({"prompt": "{} and {}"}, "does not contain '{}' once"),
         ({"dtype": "int8"}, "Unknown dtype 'int8'"),
         ({"encoder": 3}, "encoder is a int; expected the folder or name of a CLIP"),

@@ -15,6 +15,7 @@ import infer_kit as ik
 from infer_kit.concepts.bank import ConceptBank
 from infer_kit.concepts.cbm import Prediction, ZeroShotCBM
 from infer_kit.concepts.lasso import sparse_code
+from infer_kit.concepts.retrieval import FaissIndex
 from infer_kit.errors import InferKitError
 from tests.concepts.lassos import unit
 from tests.concepts.worlds import CLASSES, PHRASES, WordEncoder, bank_of, samples
@@ -186,6 +187,30 @@ def test_an_unconverged_lasso_is_named(encoder: WordEncoder, bank: ConceptBank) 
     assert any("did not converge: gap" in said for said in found.remarks)
 
 
+def test_warnings_count_all_images(encoder: WordEncoder, bank: ConceptBank) -> None:
+    """Not within the parts in which they are solved."""
+    model = ZeroShotCBM(encoder, bank, CLASSES, max_iter=1)
+    features, _ = samples(encoder, 70)
+    for call in (model.explain, model.predict):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            call(features=features)
+        late = [str(w.message) for w in said if w.category is ConvergenceWarning]
+        assert len(late) == 1 and "of 70 images" in late[0]
+
+
+def test_an_index_of_another_bank(encoder: WordEncoder, bank: ConceptBank) -> None:
+    pytest.importorskip("faiss")
+    index = FaissIndex.build(bank.features)
+    ZeroShotCBM(encoder, bank, CLASSES, retriever=index)
+    with pytest.raises(InferKitError, match=r"The index is of a bank of shape \[30, 48\], this"):
+        ZeroShotCBM(encoder, bank_of(encoder, PHRASES[:20]), CLASSES, retriever=index)
+    other = bank_of(encoder, [f"word{n}" for n in range(30)])
+    swapped = ZeroShotCBM(encoder, other, CLASSES, retriever=index)
+    with pytest.raises(InferKitError, match="off those of the phrases that it names"):
+        swapped.explain(features=samples(encoder, 1)[0][0])
+
+
 def test_class_names_in_the_bank_are_warned_of(encoder: WordEncoder) -> None:
     leaky = bank_of(encoder, [*PHRASES, "Forest", "beach"])
     with pytest.warns(UserWarning, match=r"2 of 3 class names are phrases of the bank \(forest, "):
@@ -235,6 +260,11 @@ def test_a_retriever_of_ones_own(encoder: WordEncoder, bank: ConceptBank) -> Non
         ({"center": "modality"}, "center='modality' needs image_mean"),
         ({"image_mean": torch.zeros(48)}, "image_mean is used with center='modality' alone"),
         ({"center": "modality", "image_mean": torch.zeros(3)}, r"shape \[3\]; expected \[48\]"),
+        ({"solver": "foo"}, "Unknown solver 'foo'"),
+        ({"tol": -1.0}, "tol is above 0"),
+        ({"device": "foo"}, "Unknown device 'foo'"),
+        ({"center": "modality", "image_mean": torch.ones(48)}, "image_mean has length 6.93"),
+        ({"template": "a {} {x}"}, "and no other braces"),
         ({"classes": "forest"}, "classes is a str; expected a list of names"),
         ({"classes": ["forest"]}, "classes has 1 names, 1 unlike"),
         ({"classes": ["forest", "forest"]}, "classes has 2 names, 1 unlike"),

@@ -211,6 +211,18 @@ def test_the_bundled_one_is_single_precision_on_a_cpu() -> None:
     assert encoder._dual.model.dtype == torch.float32  # type: ignore[attr-defined]
 
 
+def test_a_tokenizer_that_asks_for_packages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SigLIP's, which needs sentencepiece and protobuf."""
+
+    def asks(name: str) -> None:
+        raise ImportError("\nSiglipTokenizer requires the protobuf library")
+
+    monkeypatch.setattr("infer_kit.processors.load_processor", asks)
+    with pytest.raises(MissingExtra, match="SiglipTokenizer requires the protobuf") as error:
+        encoder_for(folder)
+    assert error.value.hint == "pip install sentencepiece protobuf"
+
+
 def test_without_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(MissingExtra, match="open_clip cannot be imported") as error:
