@@ -23,7 +23,8 @@ def explain(
     image_mean: given.ImageMean = None,
     top: Annotated[int, typer.Option(help="Phrases that are shown.")] = 16,
     delete: Annotated[
-        list[str] | None, typer.Option(help="A phrase to take out; repeatable.")
+        list[str] | None,
+        typer.Option(help="A phrase to take out, of images that have it; repeatable."),
     ] = None,
     insert: Annotated[
         list[str] | None,
@@ -64,9 +65,12 @@ def explain(
         name, picture = images[n], opened[n]
         console.print(Path(name).name, style="bold", markup=False, highlight=False)
         console.print(found.table(top))
-        if delete:
-            found = found.delete(delete)
-            console.print(f"without {', '.join(delete)}:", markup=False)
+        there = [phrase for phrase in delete or () if found.has(phrase)]
+        if delete and not there and len(images) > 1:
+            console.print(f"{', '.join(delete)}: no weight here.", markup=False)
+        elif delete:
+            found = found.delete(delete if len(images) == 1 else there)
+            console.print(f"without {', '.join(there)}:", markup=False)
             console.print(found.table(top))
         if insert:
             found = found.insert(further)

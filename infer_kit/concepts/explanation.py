@@ -124,6 +124,10 @@ class Explanation:
         some = zip(self.phrases[:n], self.weights[:n].tolist(), strict=True)
         return [(f"NOT {phrase}" if w < 0 else phrase, w) for phrase, w in some]
 
+    def has(self, phrase: str) -> bool:
+        """Whether a phrase, with or without the NOT of `top`, has weight."""
+        return normalised(phrase.removeprefix("NOT ")) in self.phrases
+
     def delete(
         self,
         what: int | str | Sequence[str],

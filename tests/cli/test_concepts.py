@@ -241,6 +241,22 @@ def test_pictures_of_one_name_have_a_figure_each(
     assert drawn[0].read_bytes() != drawn[1].read_bytes()
 
 
+def test_a_phrase_is_taken_from_the_pictures_that_have_it(bank: Path, pictures: Path) -> None:
+    some = sorted(pictures.rglob("*.png"))[:6]
+    common = ("concepts", "explain", "demo-clip", *some, "--bank", bank, "--classes", "demo-clip",
+              "--image-mean", pictures, "--alpha", "1e-3")  # fmt: skip
+    before = [json.loads(line) for line in run(*common, "--json").splitlines()]
+    have = [[p["phrase"] for p in one["phrases"]] for one in before]
+    phrase = next(p for p in have[0] if any(p not in other for other in have))
+    after = [json.loads(line) for line in run(*common, "--json", "--delete", phrase).splitlines()]
+    assert len(after) == 6
+    for old, new in zip(have, after, strict=True):
+        assert [p["phrase"] for p in new["phrases"]] == [p for p in old if p != phrase]
+    shown = run(*common, "--delete", phrase)
+    missing = sum(phrase not in one for one in have)
+    assert missing and shown.count(f"{phrase}: no weight here.") == missing
+
+
 def test_an_evaluation(bank: Path, pictures: Path, tmp_path: Path) -> None:
     common = ("concepts", "eval", "demo-clip", pictures, "--bank", bank, "--alpha", "1e-3",
               "--image-mean", pictures)  # fmt: skip
