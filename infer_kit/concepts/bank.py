@@ -22,7 +22,7 @@ _PROBES = 8  # phrases by which an encoder is recognised
 _ALIKE = 0.995  # their least cosine; half precision changes a feature by less
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ConceptBank:
     """Phrases in sorted order, and their unit features.
 
@@ -83,6 +83,8 @@ class ConceptBank:
         filled(prompt, [])
         if dtype not in DTYPES:
             raise InferKitError(f"Unknown dtype {dtype!r}: use float32 or float16.")
+        if not isinstance(classes, str):
+            _check_names(classes)
         names, dropped = cleaned(phrases, classes, longest)
         if not names:
             left_out = ", ".join(f"{n} {why}" for why, n in dropped.items() if n)
@@ -181,7 +183,7 @@ class ConceptBank:
         at = torch.linspace(0, len(self) - 1, min(_PROBES, len(self))).long()
         again = text_features(encoder, filled(self.prompt, [self.phrases[n] for n in at.tolist()]))
         cosine = (again * self.rows(at).cpu()).sum(1)
-        if float(cosine.min()) < _ALIKE:
+        if not float(cosine.min()) >= _ALIKE:  # nor where it is no number
             n = int(at[int(cosine.argmin())])
             raise InferKitError(
                 f"The bank was made with another encoder or prompt: it says {self.encoder!r} and "
@@ -201,8 +203,9 @@ class ConceptBank:
             InferKitError: another encoder made the bank; no phrase is left.
         """
         _check_cosine(cosine)
-        if isinstance(classes, str) or not len(classes):
-            raise InferKitError(f"classes is a list of names, got {classes!r}.")
+        _check_names(classes)
+        if not len(classes):
+            raise InferKitError("classes is a list of names, got none.")
         model = encoder_for(encoder)
         self.check(model)
         names = {normalised(name) for name in classes}
@@ -225,6 +228,7 @@ class ConceptBank:
 
     def inside(self, classes: Sequence[str]) -> list[str]:
         """Those of some class names that are phrases of the bank."""
+        _check_names(classes)
         return [name for name in classes if normalised(name) in self.numbers]
 
     def _kept(self, kept: Tensor, dropped: Mapping[str, int]) -> "ConceptBank":
@@ -238,6 +242,11 @@ class ConceptBank:
             features=self.features[kept.to(self.features.device)],
             dropped=whole,
         )
+
+
+def _check_names(classes: Sequence[str]) -> None:
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise InferKitError(f"classes is a list of names, got {classes!r}.")
 
 
 def _check_cosine(cosine: float) -> None:

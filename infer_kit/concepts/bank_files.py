@@ -35,8 +35,9 @@ def save(bank: ConceptBank, folder: Path) -> Path:
         if (folder / "bank.json").exists() or (folder / _PROGRESS).exists():
             raise InferKitError(f"{str(folder)!r} holds a bank.", hint=_HINT)
         _refuse_others(folder)
+        table = bank.features.cpu().numpy()
         _write_phrases(bank.phrases, folder)
-        np.save(folder / "features.npy", bank.features.cpu().numpy())
+        np.save(folder / "features.npy", table)
         _finish(bank, folder)
     return folder
 
@@ -58,7 +59,7 @@ def load(folder: Path, mmap: bool) -> ConceptBank:
                 phrases, torch.from_numpy(table), notes["encoder"], notes["prompt"],
                 notes["dropped"],
             )  # fmt: skip
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError) as error:
         raise InferKitError(
             f"The bank in {str(folder)!r} cannot be read: {error}", hint=_AGAIN
         ) from error
@@ -121,7 +122,7 @@ def _begun(
         return mapped, 0
     try:
         table = np.lib.format.open_memmap(file, mode="r+")
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise InferKitError(f"{str(file)!r} cannot be read: {error}", hint=_HINT) from error
     if table.shape != shape:
         raise InferKitError(

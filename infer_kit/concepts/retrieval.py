@@ -41,14 +41,19 @@ def topk(
         order of their rows.
 
     Raises:
-        InferKitError: k is not between 1 and N.
+        InferKitError: k is not between 1 and N; queries do not fit the bank, or are not finite.
     """
     if not 1 <= k <= len(bank):
         raise InferKitError(
             f"k={k} phrases are asked for, the bank has {len(bank)}.",
             hint=f"Give a k from 1 to {len(bank)}.",
         )
+    if chunk < 1:
+        raise InferKitError(f"chunk is a number from 1 on, got {chunk}.")
+    _check_queries(queries, bank.shape[1])
     queries = queries.float()
+    if not len(queries):
+        return queries.new_empty(0, k), queries.new_empty(0, k, dtype=torch.long)
     best = torch.empty(len(queries), 0, device=queries.device)
     rows = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
     floor = torch.full((len(queries), 1), -torch.inf, device=queries.device)
@@ -71,6 +76,13 @@ def topk(
     return best, rows.gather(1, by_score)
 
 
+def _check_queries(queries: Tensor, d: int) -> None:
+    if queries.dim() != 2 or queries.shape[1] != d:
+        raise InferKitError(f"queries have shape {list(queries.shape)}; expected [B, {d}].")
+    if not bool(queries.isfinite().all()):
+        raise InferKitError("queries have numbers that are not finite.")
+
+
 class FaissIndex:
     """An index of FAISS over a bank: for banks on disk, and for approximate search.
 
@@ -89,11 +101,19 @@ class FaissIndex:
 
         Args:
             factory: FAISS's description of an index: "Flat" is exact, "IVF1024,SQfp16" is not.
+
+        Raises:
+            InferKitError: FAISS knows no such index, or the bank is too small for it.
         """
         faiss = _faiss()
-        index = faiss.index_factory(bank.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-        if not index.is_trained:
-            index.train(bank[:: -(-len(bank) // _TRAINING)].float().cpu().numpy())
+        try:
+            index = faiss.index_factory(bank.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+            if not index.is_trained:
+                index.train(bank[:: -(-len(bank) // _TRAINING)].float().cpu().numpy())
+        except RuntimeError as error:
+            raise InferKitError(
+                f"FAISS cannot make the index {factory!r} of {len(bank)} rows: {error}"
+            ) from error
         for start in range(0, len(bank), chunk):
             index.add(bank[start : start + chunk].float().cpu().numpy())
         return cls(index)
@@ -111,8 +131,11 @@ class FaissIndex:
         """See `Retriever`.
 
         Raises:
-            InferKitError: the index finds fewer than k phrases.
+            InferKitError: the index finds fewer than k phrases; queries do not fit it.
         """
+        if k < 1:
+            raise InferKitError(f"k={k} phrases are asked for.", hint="Give a k from 1 on.")
+        _check_queries(queries, self.index.d)
         scores, rows = self.index.search(queries.float().cpu().numpy(), k)
         if (rows < 0).any():
             raise InferKitError(

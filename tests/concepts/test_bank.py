@@ -301,3 +301,59 @@ def test_nothing_left_after_filtering() -> None:
     encoder = WordEncoder()
     with pytest.raises(InferKitError, match="The bank is empty"):
         bank_of(encoder, ["forest"]).without(["forest"], encoder)
+
+
+def test_features_that_are_no_numbers_are_of_no_encoder() -> None:
+    bank = bank_of(WordEncoder())
+    with pytest.raises(InferKitError, match="another encoder or prompt"):
+        ConceptBank(bank.phrases, bank.features * float("nan"), "words").check(WordEncoder())
+
+
+@pytest.mark.parametrize("classes", ["forest", [3], ["forest", None]])
+def test_class_names_that_are_none(classes: Any) -> None:
+    encoder = WordEncoder()
+    bank = bank_of(encoder)
+    with pytest.raises(InferKitError, match=r"classes is a list of names, got "):
+        bank.without(classes, encoder)
+    with pytest.raises(InferKitError, match=r"classes is a list of names, got "):
+        bank.inside(classes)
+    if not isinstance(classes, str):
+        with pytest.raises(InferKitError, match=r"classes is a list of names, got "):
+            bank_of(encoder, classes=classes)
+
+
+def test_files_that_are_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank_of(WordEncoder()).save(tmp_path / "bank")
+    (tmp_path / "bank" / "features.npy").write_bytes(b"")
+    for mmap in (False, True):
+        with pytest.raises(InferKitError, match="cannot be read"):
+            ConceptBank.load(tmp_path / "bank", mmap=mmap)
+    monkeypatch.setattr(bank_files, "_ROWS", 8)
+    with pytest.raises(KeyboardInterrupt):
+        ConceptBank.build(PHRASES, Failing(5), folder=tmp_path / "part", batch_size=4)
+    (tmp_path / "part" / "features.npy").write_bytes(b"")
+    with pytest.raises(InferKitError, match="cannot be read"):
+        ConceptBank.build(PHRASES, WordEncoder(), folder=tmp_path / "part")
+
+
+def test_banks_are_compared_as_objects() -> None:
+    """Their tables have no truth value."""
+    bank, other = bank_of(WordEncoder()), bank_of(WordEncoder())
+    assert bank == bank and bank != other and len({bank, other}) == 2
+
+
+def test_filtered_banks_know_their_mean_and_numbers_anew() -> None:
+    """Whatever was asked of the bank before."""
+    encoder = WordEncoder()
+    bank = bank_of(encoder, [*PHRASES, "forest"], dtype="float16")
+    assert bank.numbers["forest"] == bank.phrases.index("forest") and bank.mean.isfinite().all()
+    kept = bank.without(["forest"], encoder, cosine=1.0).deduplicated(0.9999)
+    assert kept.features.dtype == torch.float16
+    assert kept.numbers == {phrase: n for n, phrase in enumerate(kept.phrases)}
+    torch.testing.assert_close(kept.mean, kept.features.double().mean(0).float())
+
+
+def test_a_mean_over_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infer_kit.concepts.bank.CHUNK", 7)
+    bank = bank_of(WordEncoder())
+    torch.testing.assert_close(bank.mean, bank.features.double().mean(0).float())

@@ -141,3 +141,79 @@ def test_without_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingExtra, match="faiss is not installed") as error:
         FaissIndex.build(torch.ones(2, 2))
     assert error.value.hint == "pip install 'infer-kit[concepts]'"
+
+
+@pytest.mark.parametrize(
+    "queries, message",
+    [
+        (torch.ones(4), r"queries have shape \[4\]; expected \[B, 4\]"),
+        (torch.ones(2, 3), r"queries have shape \[2, 3\]; expected \[B, 4\]"),
+        (torch.tensor([[1.0, float("nan"), 0, 0]]), "queries have numbers that are not finite"),
+    ],
+)
+def test_queries_that_do_not_fit(queries: Tensor, message: str) -> None:
+    bank = unit(torch.arange(20.0).reshape(5, 4) + 1)
+    with pytest.raises(InferKitError, match=message):
+        topk(queries, bank, 2)
+    pytest.importorskip("faiss")
+    with pytest.raises(InferKitError, match=message):
+        FaissIndex.build(bank).topk(queries, 2)
+
+
+def test_no_queries_and_no_chunk() -> None:
+    values, rows = topk(torch.empty(0, 4), torch.ones(5, 4), 3)
+    assert values.shape == rows.shape == (0, 3) and rows.dtype == torch.long
+    with pytest.raises(InferKitError, match="chunk is a number from 1 on, got 0"):
+        topk(torch.ones(1, 4), torch.ones(5, 4), 3, chunk=0)
+
+
+def test_random_banks_with_duplicates() -> None:
+    """Acceptance check 1 over many shapes; half of the rows are equal to others."""
+    g = torch.Generator().manual_seed(7)
+
+    def number(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (1,), generator=g))
+
+    for trial in range(150):
+        n, d = number(1, 300), number(1, 40)
+        queries, bank = banks(trial, n, d, queries=number(1, 5))
+        if trial % 2:
+            bank = bank[torch.randint(0, n, (n,), generator=g)]
+        if trial % 3 == 0:
+            bank = bank.half()
+        k, chunk = number(1, n), number(1, n + 3)
+        assert_nearest(queries, bank.float(), k, *topk(queries, bank, k, chunk))
+
+
+def test_near_duplicates_depend_on_the_order() -> None:
+    """The first one stays: from either end of a chain another choice is made."""
+    angles = torch.deg2rad(torch.tensor([0.0, 20, 40, 60, 80]))
+    bank = torch.stack([angles.cos(), angles.sin()], 1)
+    cosine = float(torch.deg2rad(torch.tensor(45.0)).cos())
+    assert first_of_each(bank, cosine).tolist() == [True, False, False, True, False]
+    middle = bank[[2, 0, 1, 3, 4]]
+    assert first_of_each(middle, cosine).tolist() == [True, False, False, False, False]
+    half = first_of_each(bank.half(), cosine)
+    assert half.tolist() == [True, False, False, True, False]
+
+
+def test_close_rows_are_those_of_several_queries_and_all_of_them() -> None:
+    queries, bank = banks(8, 2000, 3, queries=4)
+    bank = bank[(bank @ queries.T).amax(1).argsort(descending=True)[:400]]
+    assert torch.equal(far_from(bank, queries, 0.8), ((bank @ queries.T) < 0.8).all(1))
+    assert far_from(bank, torch.empty(0, 3), 0.8).all()
+
+
+def test_indices_that_cannot_be(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    bank = unit(torch.arange(20.0).reshape(5, 4) + 1)
+    for factory in ("Nonsense", "IVF50,Flat"):
+        with pytest.raises(InferKitError, match=f"cannot make the index '{factory}' of 5 rows"):
+            FaissIndex.build(bank, factory)
+    index = FaissIndex.build(bank)
+    for k, message in ((0, "k=0 phrases are asked for"), (6, "finds fewer than k=6 phrases")):
+        with pytest.raises(InferKitError, match=message):
+            index.topk(torch.ones(1, 4), k)
+    (tmp_path / "bad").write_bytes(b"nonsense")
+    with pytest.raises(InferKitError, match="is no index of FAISS"):
+        FaissIndex.load(tmp_path / "bad")
