@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from tests.faults import Mutant
+from tests.faults_of_banks import BANK_MUTANTS
 
 LASSO, ACTIVE, ADMM = "concepts/lasso.py", "concepts/active_set.py", "concepts/admm.py"
 EXCHANGE, CERTIFICATE = "concepts/exchange.py", "concepts/certificate.py"
 BANK, FILES, RETRIEVAL = "concepts/bank.py", "concepts/bank_files.py", "concepts/retrieval.py"
 CBM, EXPLANATION = "concepts/cbm.py", "concepts/explanation.py"
+EQUAL, DESCENT = "concepts/identical_phrases.py", "concepts/coordinate_descent.py"
 SOLVED = ("tests/concepts/test_lasso.py",)
+ALONE = ("tests/concepts/test_lasso_more.py",)
 FOUND = ("tests/concepts/test_retrieval.py",)
 BANKS = ("tests/concepts/test_bank.py",)
 MODELS = ("tests/concepts/test_cbm.py",)
@@ -108,6 +111,209 @@ CONCEPT_MUTANTS = (
         SOLVED,
     ),
     Mutant(
+        "certificate: what scaling the residual costs is left out",
+        CERTIFICATE,
+        "gap = 0.5 * (1 - s).square() * r.square().sum(1) + (w.abs() * slack).sum(1)",
+        "gap = (w.abs() * slack).sum(1)",
+        SOLVED,
+    ),
+    Mutant(
+        "certificate: weights below 0 do not rebuild",
+        CERTIFICATE,
+        "at = w[0].nonzero()[:, 0]",
+        "at = (w[0] > 0).nonzero()[:, 0]",
+        SOLVED,
+    ),
+    Mutant(
+        "certificate: both signs are violations of weights that are positive",
+        CERTIFICATE,
+        "return c if self.positive else c.abs()",
+        "return c.abs()",
+        SOLVED,
+    ),
+    Mutant(
+        "certificate: optimality conditions of positive weights alone",
+        CERTIFICATE,
+        "on = (c - lam * w.sign()).abs()",
+        "on = (c - lam).abs()",
+        ALONE,
+    ),
+    Mutant(
+        "certificate: λ_max below 0",
+        CERTIFICATE,
+        ".amax(1).clamp_min(0)\n",
+        ".amax(1)\n",
+        SOLVED,
+    ),
+    Mutant(
+        "admm: any polish is taken",
+        ADMM,
+        "better = open_ & (new < gap)",
+        "better = open_ & (new > -1)",
+        ALONE,
+    ),
+    Mutant(
+        "admm: the threshold is twice as high",
+        ADMM,
+        "lam[:, None] / rho, problem.positive",
+        "2 * lam[:, None] / rho, problem.positive",
+        ALONE,
+    ),
+    Mutant(
+        "admm: the multipliers stand still",
+        ADMM,
+        "            u = u + h - z\n",
+        "            u = u + 0\n",
+        ALONE,
+    ),
+    Mutant(
+        "active set: the path goes below λ",
+        ACTIVE,
+        "below = torch.maximum(STEP * level, problem.lam)",
+        "below = STEP * level",
+        ALONE,
+    ),
+    Mutant(
+        "active set: the path ends above λ",
+        ACTIVE,
+        "(reached & (level <= problem.lam))",
+        "(reached & (level <= 2 * problem.lam))",
+        ALONE,
+    ),
+    Mutant(
+        "active set: small violations are none",
+        ACTIVE,
+        "problem.violation(c) > lam[:, None] * (1 + _SLACK)",
+        "problem.violation(c) > lam[:, None] * 1.05",
+        ALONE,
+    ),
+    Mutant(
+        "active set: phrases join without their sign",
+        ACTIVE,
+        "torch.where(joining, c.sign(), signs)",
+        "torch.where(joining, c.sign().abs(), signs)",
+        ALONE,
+    ),
+    Mutant(
+        "active set: wrong signs are kept",
+        ACTIVE,
+        "flipped = support & (w.sign() != signs)",
+        "flipped = support & (w == 0)",
+        ALONE,
+    ),
+    Mutant(
+        "active set: a polish that failed is taken",
+        ACTIVE,
+        "fresh = trying & guess.optimal",
+        "fresh = trying & guess.solved",
+        SOLVED,
+    ),
+    Mutant(
+        "exchange: phrases join without their sign",
+        EXCHANGE,
+        "            signs[j] = c[j].sign()\n",
+        "            signs[j] = 1\n",
+        ALONE,
+    ),
+    Mutant(
+        "exchange: all that would cross leave",
+        EXCHANGE,
+        "leaving = share <= share.min()",
+        "leaving = crossing",
+        ALONE,
+    ),
+    Mutant(
+        "exchange: any phrase joins",
+        EXCHANGE,
+        "j = excess.argmax()",
+        "j = (excess > _SLACK * lam).byte().argmax()",
+        ALONE,
+    ),
+    Mutant(
+        "equal phrases: those that are nearly equal too",
+        EQUAL,
+        "        if torch.equal(F[b, one], F[b, other]):\n",
+        "        if True:\n",
+        ALONE,
+    ),
+    Mutant(
+        "equal phrases: in pairs",
+        EQUAL,
+        "first[b, first[b] == high] = low",
+        "first[b, order[b, i + 1]] = order[b, i]",
+        ALONE,
+    ),
+    Mutant(
+        "equal phrases: each has the whole weight",
+        EQUAL,
+        "return (w / members.clamp_min(1)).gather(1, first)",
+        "return w.gather(1, first)",
+        SOLVED,
+    ),
+    Mutant(
+        "cd: the penalty is not scikit-learn's",
+        DESCENT,
+        "            lam / F.shape[1], fit_intercept=False",
+        "            2 * lam / F.shape[1], fit_intercept=False",
+        ALONE,
+    ),
+    Mutant(
+        "cd: weights of either sign",
+        DESCENT,
+        "positive=problem.positive, copy_X",
+        "positive=False, copy_X",
+        ALONE,
+    ),
+    Mutant(
+        "cd: the finer fit is not taken",
+        DESCENT,
+        "w = torch.where(better[:, None], finer, w)",
+        "w = torch.where(better[:, None], w, finer)",
+        ALONE,
+    ),
+    Mutant(
+        "lasso: λ of other images",
+        LASSO,
+        "problem.v[at], problem.lam[at], problem.positive",
+        "problem.v[at], problem.lam[: len(at)], problem.positive",
+        SOLVED,
+    ),
+    Mutant(
+        "lasso: the first image is named",
+        LASSO,
+        'f"{int(late[0])}): the largest',
+        'f"{0}): the largest',
+        SOLVED,
+    ),
+    Mutant(
+        "lasso: convergence whatever the image's length",
+        LASSO,
+        "converged=gap <= tol,",
+        "converged=gap * size.square() <= tol,",
+        ALONE,
+    ),
+    Mutant(
+        "lasso: λ_max of a unit image",
+        LASSO,
+        "lam_max=lam_max * size,",
+        "lam_max=lam_max,",
+        ALONE,
+    ),
+    Mutant(
+        "lasso: rebuilt from unit weights",
+        LASSO,
+        "z=rebuild(F, w * size[:, None]),",
+        "z=rebuild(F, w),",
+        SOLVED,
+    ),
+    Mutant(
+        "lasso: equal phrases without weight make it not unique",
+        LASSO,
+        "< 1) & (w != 0)).any(1)",
+        "< 1)).any(1)",
+        SOLVED,
+    ),
+    Mutant(
         "retrieval: rows of a chunk are numbered within it",
         RETRIEVAL,
         "torch.cat([rows, at + start], 1)",
@@ -152,7 +358,7 @@ CONCEPT_MUTANTS = (
     Mutant(
         "bank: any encoder will do",
         BANK,
-        "        if float(cosine.min()) < _ALIKE:\n",
+        "        if not float(cosine.min()) >= _ALIKE:  # nor where it is no number\n",
         "        if False:\n",
         BANKS,
     ),
@@ -254,4 +460,5 @@ CONCEPT_MUTANTS = (
         "key",
         MEASURED,
     ),
+    *BANK_MUTANTS,
 )

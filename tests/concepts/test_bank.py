@@ -357,3 +357,21 @@ def test_a_mean_over_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infer_kit.concepts.bank.CHUNK", 7)
     bank = bank_of(WordEncoder())
     torch.testing.assert_close(bank.mean, bank.features.double().mean(0).float())
+
+
+def test_a_folder_has_the_bank_that_memory_has(tmp_path: Path) -> None:
+    for dtype in ("float32", "float16"):
+        options: dict[str, Any] = {"prompt": "a {}", "classes": ["Red_Ball"], "dtype": dtype}
+        bank = bank_of(WordEncoder(), **options)
+        there = ConceptBank.build(PHRASES, WordEncoder(), folder=tmp_path / dtype, **options)
+        assert bank.phrases == there.phrases and "red ball" not in bank.phrases
+        assert (
+            torch.equal(bank.features, there.features)
+            and there.features.dtype == bank.features.dtype
+        )
+        assert (bank.prompt, bank.encoder, bank.dropped) == (
+            there.prompt,
+            there.encoder,
+            there.dropped,
+        )
+        there.check(WordEncoder())

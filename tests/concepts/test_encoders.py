@@ -279,3 +279,22 @@ def test_what_is_asked_of_open_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         InferKitError, match=r"cannot load 'ViT-Z' with '.*w\.pt': Model config .* not found\.$"
     ):
         OpenCLIPEncoder("ViT-Z", tmp_path / "w.pt")
+
+
+def test_unreadable_images_and_bad_features_are_named_in_any_batch() -> None:
+    fine = Image.new("RGB", (2, 2))
+    with pytest.raises(InferKitError, match=r"Image 3: image 'none\.png' cannot be read"):
+        image_features(WordEncoder(), [fine, fine, fine, "none.png"], batch_size=2)
+
+    class Blind(WordEncoder):
+        def encode_text(self, texts: Any) -> Tensor:
+            return super().encode_text(texts) * torch.tensor([[float(t != "cat")] for t in texts])
+
+        def encode_image(self, pictures: Any) -> Tensor:
+            seen = super().encode_image(pictures)
+            return seen * torch.tensor([[float(p.size != (3, 3))] for p in pictures])
+
+    with pytest.raises(InferKitError, match="feature of 'cat' is 0 or not finite"):
+        text_features(Blind(), TEXTS, batch_size=2)
+    with pytest.raises(InferKitError, match="feature of image 3 is 0 or not finite"):
+        image_features(Blind(), [fine, fine, fine, Image.new("RGB", (3, 3))], batch_size=2)
