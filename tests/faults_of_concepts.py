@@ -216,13 +216,6 @@ CONCEPT_MUTANTS = (
         ALONE,
     ),
     Mutant(
-        "exchange: all that would cross leave",
-        EXCHANGE,
-        "leaving = share <= share.min()",
-        "leaving = crossing",
-        ALONE,
-    ),
-    Mutant(
         "exchange: any phrase joins",
         EXCHANGE,
         "j = excess.argmax()",

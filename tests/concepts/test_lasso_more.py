@@ -18,9 +18,11 @@ from infer_kit.concepts.lasso import sparse_code
 from tests.concepts.lassos import clip_like, unit
 
 
-def problem(positive: bool, shares: tuple[float, ...] = (0.5, 0.1, 0.03)) -> Problem:
+def problem(
+    positive: bool, shares: tuple[float, ...] = (0.5, 0.1, 0.03), K: int = 120, d: int = 40
+) -> Problem:
     """Images with phrases of their own, at unlike shares of λ_max."""
-    made = [clip_like(120, 40, seed) for seed in range(len(shares))]
+    made = [clip_like(K, d, seed) for seed in range(len(shares))]
     F, v = torch.stack([F for F, _ in made]), torch.stack([v for _, v in made])
     c = torch.einsum("bkd,bd->bk", F, v)
     most = (c if positive else c.abs()).amax(1)
@@ -59,13 +61,40 @@ def test_each_is_as_fast_as_it_was(name: str, most: int) -> None:
     assert int(steps.max()) <= most
 
 
-def test_an_exchange_never_makes_it_worse() -> None:
+def test_admm_ends_where_many_phrases_have_weight() -> None:
+    given = problem(False, (0.003, 0.003, 0.003), 400, 96)
+    w, steps = admm(given, 1e-13, 320)
+    assert float(duality_gap(given, w).max()) < 1e-13 and int(steps.max()) <= 80
+
+
+def test_more_steps_of_admm_are_never_worse() -> None:
+    given = problem(False, (1e-3, 3e-4, 1e-4, 3e-5), 400, 96)
+    last = torch.full((4,), torch.inf, dtype=torch.float64)
+    for most in (20, 80, 140, 200, 260, 320):  # where it is polished
+        gap = duality_gap(given, admm(given, 1e-13, most)[0])
+        assert bool((gap <= last).all()), most
+        last = gap
+    assert float(last.max()) > 1e-6  # some are never finished, and have their best
+
+
+def test_what_a_rough_descent_leaves_is_finished() -> None:
+    given = problem(False, (0.01, 0.01, 0.01), 400, 96)
+    assert float(duality_gap(given, rough_descent(given, 3000)[0]).min()) > 1e-4
+    assert float(duality_gap(given, coordinate_descent(given, 1e-13, 3000)[0]).max()) < 1e-13
+
+
+@pytest.mark.parametrize("start", ["nothing", "anything"])
+def test_an_exchange_never_makes_it_worse(start: str) -> None:
+    g = torch.Generator().manual_seed(0)
     for positive in (False, True):
         given = problem(positive, (0.02,))
-        last = objective(given, torch.zeros(1, 120, dtype=torch.float64))
-        start = torch.zeros(1, 120, dtype=torch.float64)
-        for most in range(1, 60, 2):
-            w, _ = _exchange(given, start[0], 1e-13, most)  # before it is polished
+        near = torch.zeros(1, 120, dtype=torch.float64)
+        if start == "anything":
+            near[:, :30] = torch.randn(30, generator=g, dtype=torch.float64)
+            near = near.abs() if positive else near
+        last = objective(given, near)
+        for most in range(1, 60):
+            w, _ = _exchange(given, near[0], 1e-13, most)  # before it is polished
             now = objective(given, w[None])
             assert float(now - last) <= 1e-12, most
             last = now
@@ -128,7 +157,7 @@ def test_convergence_is_relative_to_the_image() -> None:
 
     F, v = clip_like(400, 96)
     options: dict[str, Any] = {"scale": "lambda", "solver": "admm", "max_iter": 1}
-    for n in (1e-4, 1.0, 1e4):
+    for n in (1e-6, 1.0, 1e6):
         with pytest.warns(ConvergenceWarning, match="first: number 0"):
             code = sparse_code(F, n * v, n * 1e-4, **options)
         assert not code.converged and float(code.gap) > 1e-9 * n**2
