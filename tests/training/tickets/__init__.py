@@ -1,0 +1,1 @@
+"""Tests of trained masks over seeded random weights."""
