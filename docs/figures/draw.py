@@ -1,13 +1,18 @@
 """The diagrams of the pages: who reads what, and where streams are pooled.
 
-python docs/figures/draw.py                     # writes docs/figures/*.svg; needs matplotlib
+python docs/figures/draw.py                     # writes docs/figures/*; needs matplotlib
+python docs/figures/draw.py red tickets         # only these
+
+All but `tickets_measured`, which trains for a minute and a half, take a few seconds.
 """
 
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -305,9 +310,174 @@ def concepts() -> None:
     picture.save("concepts")
 
 
+def tickets() -> None:
+    picture = Picture(9.4, 2.62)
+    top, bottom, tall = 1.62, 0.72, 0.44
+    middle = (top + bottom + tall) / 2
+    for y, kind, kept, drawn, sign in (
+        (top, "text", "a seed", "random weights", "w"),
+        (bottom, "image", "a bit a weight", "mask", "m"),
+    ):
+        picture.box(0.24, y, 1.3, tall, COLOURS[kind], kept, size=8.5)
+        picture.arrow((1.54, y + tall / 2), (2.3, y + tall / 2))
+        picture.box(2.3, y, 1.5, tall, COLOURS["model"], drawn, size=8.5)
+        picture.arrow((3.8, y + tall / 2), (4.75, middle + (y + tall / 2 - middle) * 0.4))
+        picture.text(4.2, y + tall / 2 + (0.08 if y == top else -0.12), sign, weight="bold")
+    boxes = ((4.75, 1.2, "pool", "product", r"$w \odot m$"), (6.25, 1.2, "question", "network", ""))
+    for x, width, kind, name, formula in boxes:
+        picture.box(x, middle - 0.36, width, 0.72, COLOURS[kind])
+        up = 0.15 if formula else 0
+        picture.text(x + width / 2, middle + up, name, size=8.5)
+        picture.text(x + width / 2, middle - 0.15, formula, size=10.5)
+    picture.arrow((5.95, middle), (6.25, middle))
+    picture.arrow((7.45, middle), (7.85, middle))
+    picture.box(7.85, middle - 0.22, 1.3, tall, COLOURS["noise"], "loss", size=8.5)
+    picture.box(2.3, 0.3, 1.5, 0.3, COLOURS["other"], "scores: trained", size=8)
+    picture.arrow((3.05, 0.6), (3.05, bottom))
+    picture.elbow([(8.5, middle - 0.22), (8.5, 0.45), (3.8, 0.45)])
+    picture.text(6.1, 0.34, "gradient, in the search alone", size=7.5, colour=MUTED)
+    for x, heading in ((0.89, "in the file"), (3.05, "drawn, read"), (5.35, "for each layer")):
+        picture.text(x, 2.42, heading, size=7.5, colour=MUTED)
+    picture.save("tickets")
+
+
+SEEDS = range(4)
+
+
+def tickets_measured() -> None:
+    """Accuracy on digits against width and against bits; prints what it draws."""
+    from infer_kit.canvas import canvas, saved
+    from infer_kit.training.tickets import Freeze, TopK
+
+    widths = (8, 16, 32, 64, 128)
+    rule = TopK(0.5)
+    searched = {
+        "edge-popup": [_digits(h, rule) for h in widths],
+        "IteRand, r 0.1, every 30 steps": [_digits(h, rule, r=0.1) for h in widths],
+        "IteRand, r 1, every 100 steps": [_digits(h, rule, r=1.0, k_per=100) for h in widths],
+    }
+    dense = {h: _digits(h) for h in (1, 2, 4, *widths)}
+    shares = (0.0, 0.5, 0.7, 0.9)
+    frozen = {
+        "width 64, frozen, half locked": [
+            _digits(64, TopK(0.5, "global"), Freeze(f / 2, f / 2)) for f in shares
+        ],
+        "width 64, frozen, all pruned": [
+            _digits(64, TopK((1 + f) / 2, "global"), Freeze(f)) for f in shares
+        ],
+    }
+    figure, (left, right) = canvas(9.6, 3.7, columns=2)
+    colours = ("#7b8794", "#0b7285", "#2f9e44", "#c2410c", "#5f3dc4", "#b08900")
+
+    def line(axes: Any, name: str, found: Sequence[Measured], x: Sequence[float], n: int) -> None:
+        print(name, *(f"{at:g}: {f.mean:.1f} ± {f.sd:.1f}" for at, f in zip(x, found, strict=True)))
+        means, sds = [f.mean for f in found], [f.sd for f in found]
+        style = {"marker": "o", "markersize": 3.5, "linewidth": 1.3, "capsize": 2}
+        axes.errorbar(x, means, sds, color=colours[n], label=name, **style)
+
+    for n, (name, found) in enumerate(searched.items()):
+        line(left, name, found, widths, n)
+        line(right, name, found, [f.bits for f in found], n) if n < 2 else None
+    for n, (name, found) in enumerate(frozen.items()):
+        line(right, name, found, [f.bits for f in found], 3 + n)
+    line(left, "trained weights", [dense[h] for h in widths], widths, 5)
+    small = [dense[h] for h in dense if h <= 8]
+    line(right, "trained weights, float32", small, [f.bits for f in small], 5)
+    for axes, said in (
+        (left, "width of the two hidden layers"),
+        (right, "bits on disk, header not in"),
+    ):
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel(said, fontsize=8)
+        axes.set_ylim(20, 100)
+        axes.tick_params(labelsize=7.5)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=6.8, loc="lower right")
+    left.set_xticks(widths, [str(h) for h in widths])
+    left.set_ylabel("accuracy on 500 test digits, %", fontsize=8)
+    print("wrote", saved(figure, HERE / "tickets_measured.png"))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Accuracy in percent over the seeds, and the bits of masks and generations, or of floats."""
+
+    mean: float
+    sd: float
+    bits: int
+
+
+def _digits(
+    width: int, rule: Any = None, frozen: Any = None, r: float = 0.0, k_per: int = 30
+) -> Measured:
+    """An MLP of 64-width-width-10 on scikit-learn's digits; no rule: its weights are trained."""
+    import torch
+    from sklearn.datasets import load_digits
+    from torch import nn
+
+    from infer_kit.training.tickets import IteRand, fit, make_ticket
+
+    torch.set_num_threads(1)
+    found = load_digits()
+    x = torch.tensor((found.data / 16 - 0.3) / 0.37, dtype=torch.float32)
+    y = torch.tensor(found.target)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    train, test = order[:1297], order[1297:]
+
+    class Batches(list[int]):
+        """Of 64, in a new order in each epoch."""
+
+        def __init__(self, seed: int) -> None:
+            super().__init__(range(-(-len(train) // 64)))
+            self.generator = torch.Generator().manual_seed(seed)
+
+        def __iter__(self) -> Iterator[Any]:
+            for i in train[torch.randperm(len(train), generator=self.generator)].split(64):
+                yield x[i], y[i]
+
+    accuracies, bits = [], 0
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        sizes = (64, width, width, 10)
+        linear = [nn.Linear(*pair, bias=False) for pair in pairwise(sizes)]
+        model = nn.Sequential(linear[0], nn.ReLU(), linear[1], nn.ReLU(), linear[2])
+        search = None
+        if rule is None:
+            bits = 32 * sum(p.numel() for p in model.parameters())
+            optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=5e-4)
+        else:
+            search = IteRand(make_ticket(model, seed, mask_rule=rule, frozen=frozen), k_per, r)
+            optimizer = search.optimizer(lr=0.1, weight_decay=5e-4)
+        fit(
+            model,
+            Batches(seed),
+            lambda m, batch: nn.functional.cross_entropy(m(batch[0]), batch[1]),
+            epochs=60,
+            optimizer=optimizer,
+            search=search,
+            progress=False,
+        )
+        with torch.no_grad():
+            right = (model(x[test]).argmax(-1) == y[test]).float().mean()
+        accuracies.append(100 * float(right))
+        if search is not None:
+            size = search.ticket.bits()
+            bits = size.mask_bits + (size.generation_bits if r else 0)
+    return Measured(statistics.mean(accuracies), statistics.stdev(accuracies), bits)
+
+
+DRAWINGS = {
+    draw.__name__: draw
+    for draw in (
+        *(red, parallel_icl, contrastive, vocabularies, rewards, concepts),
+        *(tickets, tickets_measured),
+    )
+}
+
+
 def main() -> None:
-    for draw in (red, parallel_icl, contrastive, vocabularies, rewards, concepts):
-        draw()
+    for name in sys.argv[1:] or DRAWINGS:
+        DRAWINGS[name]()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from infer_kit.training.tickets.allocate import igq as igq
 from infer_kit.training.tickets.allocate import proportional as proportional
 from infer_kit.training.tickets.allocate import uniform as uniform
 from infer_kit.training.tickets.attention_slt import Head as Head
+from infer_kit.training.tickets.attention_slt import draw_source as draw_source
 from infer_kit.training.tickets.attention_slt import merge_qk as merge_qk
 from infer_kit.training.tickets.attention_slt import merge_vo as merge_vo
 from infer_kit.training.tickets.attention_slt import prune_head as prune_head
@@ -61,6 +62,7 @@ __all__ = [
     "TopK",
     "approx_product",
     "best_subset",
+    "draw_source",
     "epl",
     "erk",
     "fit",

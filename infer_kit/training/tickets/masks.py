@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.tickets.freeze import LOCKED, PRUNED, SEARCHED
@@ -200,16 +201,31 @@ class _StraightThrough(torch.autograd.Function):
         return (grad if ctx.signed else grad * ctx.saved_tensors[0].sign()), None, None
 
 
+class _OptimizerSteps:
+    """How many steps any optimizer of the process has made: a fused one changes parameters without
+    counting it in their versions."""
+
+    count = 0
+
+    def __call__(self, *_: Any) -> None:
+        self.count += 1
+
+
+_STEPS = _OptimizerSteps()
+register_optimizer_step_post_hook(_STEPS)
+
+
 class GlobalLevel:
     """The one threshold of all layers, computed when scores have changed and not in every layer."""
 
     def __init__(self, rule: TopK, layers: Iterable[SupermaskParam]) -> None:
         self.rule, self.layers = rule, list(layers)
-        self._seen: list[tuple[int, int]] | None = None
+        self._seen: tuple[int, ...] | None = None
         self._level: Tensor | None = None
 
     def __call__(self) -> Tensor:
-        seen = [(layer.scores.data_ptr(), layer.scores._version) for layer in self.layers]
+        scores = [layer.scores for layer in self.layers]
+        seen = (_STEPS.count, *(s.data_ptr() for s in scores), *(s._version for s in scores))
         if self._level is None or seen != self._seen:
             self._level, self._seen = self.fresh(self.rule.p), seen
         return self._level

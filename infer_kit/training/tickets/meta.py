@@ -238,7 +238,8 @@ class MetaTicket(_Learner):
 
     Args:
         model: as of `MAML`; `make_ticket` masks it as the paper does: phi_0 of kaiming_normal, the
-            head's too, a `Threshold` with q = 0, all but the head. Or a ticket of your own, not from a file.
+            head's too, a `Threshold` with q = 0, all but the head. Or a ticket of your
+            own, not from a file.
         head: name of the module or parameters that classify.
         head_lr: another inner rate of the head: 0 is BOIL's variant, None the same.
         seed: of weights and scores, for a model. Others: as of `MAML`.

@@ -166,6 +166,7 @@ class Ticket:
         contents = self.contents()
         for name, found in parametrized(model).items():
             module, attribute = found
+            _own_class(module)
             parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
             weight = getattr(module, attribute)
             with torch.no_grad():
@@ -208,6 +209,14 @@ def check_finite(layers: dict[str, SupermaskParam]) -> None:
                 f"{bad} of the {layer.scores.numel()} scores of {name!r} are not finite.",
                 "The search diverged: lower its learning rate, or clip gradients.",
             )
+
+
+def _own_class(module: nn.Module) -> None:
+    """A deep copy shares the class that has its parametrized weight as a property, which removal
+    would take from the original too."""
+    cls = type(module)
+    own = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+    module.__class__ = type(cls.__name__, cls.__bases__, own)
 
 
 def parametrized(model: nn.Module) -> dict[str, tuple[Any, str]]:
