@@ -55,7 +55,7 @@ def test_frozen_weights_are_counted_and_apart(rule: str, allocation: str) -> Non
         assert int((drawn == -1).sum()) == mask.pruned and int((drawn == 1).sum()) == mask.locked
         assert (mask.draw(4) == drawn).all()
         assert (mask.draw(5) != drawn).any() == (
-            0 < mask.pruned + mask.locked and mask.locked < drawn.numel()
+            mask.pruned + mask.locked > 0 and mask.locked < drawn.numel()
         )
     if rule == "proportional":
         whole = [(m.pruned, m.locked) for m in masks.values() if m.locked]
