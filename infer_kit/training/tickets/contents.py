@@ -17,6 +17,9 @@ from infer_kit.training.tickets.maskable import check_unshared
 from infer_kit.training.tickets.masks import SupermaskParam
 from infer_kit.training.tickets.spec import Spec
 
+CHECKSUM_LENGTH = 16
+"""Hexadecimal digits."""
+
 
 @dataclass(frozen=True)
 class Contents:
@@ -29,7 +32,7 @@ class Contents:
         gens: int32, the event of IteRand that drew each kept weight last; None without IteRand.
         raw: parameters and persistent buffers that are not masked, by name.
         constants: those of them that hold one number throughout.
-        checksum: of the weights w m c, or "" where they have not been computed.
+        checksum: of the weights w m c, or "" in a model that is searched.
         architecture: class of the model. config: of a transformers model, as its config says it.
     """
 
@@ -55,15 +58,15 @@ class Contents:
             InferKitError: another architecture or dtype; or weights that are not those with which
                 the ticket was saved.
         """
-        self._check(model)
         targets = tensors_of(model)
+        self._check(model, targets)
         fresh = {name: self.effective(name) for name in self.spec.tensors}
         if self.checksum and checksum(fresh) != self.checksum:
             why = f", or this machine rounds {self.spec.init} in another way"
             raise InferKitError(
                 f"The weights that seed {self.spec.seed} and the masks give here are not those "
                 "with which the ticket was saved.",
-                f"The file was changed{why * (self.spec.init not in rng.PORTABLE)}.",
+                f"The file was changed{why * (not rng.INITS[self.spec.init].portable)}.",
             )
         with torch.no_grad():
             for name, weight in (fresh | self.raw).items():
@@ -71,8 +74,7 @@ class Contents:
             for name, value in self.constants.items():
                 targets[name].fill_(value)
 
-    def _check(self, model: nn.Module) -> None:
-        targets = tensors_of(model)
+    def _check(self, model: nn.Module, targets: Mapping[str, Tensor]) -> None:
         expected = set(self.spec.tensors) | set(self.raw) | set(self.constants)
         missing, more = sorted(expected - set(targets)), sorted(set(targets) - expected)
         if missing or more:
@@ -109,7 +111,7 @@ class Contents:
 
 def checksum(weights: Mapping[str, Tensor]) -> str:
     """Short hash of the weights w m c of all masked tensors."""
-    sha = hashlib.blake2b(digest_size=8)
+    sha = hashlib.blake2b(digest_size=CHECKSUM_LENGTH // 2)
     for name, weight in weights.items():
         sha.update(name.encode())
         sha.update(tensor_bytes(weight))

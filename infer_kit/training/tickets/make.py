@@ -88,12 +88,11 @@ def make_ticket(
         )
     trainable = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
     learning = _others(model, chosen, train)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in learning)
     masks = spec.frozen()
     for name, found in chosen.items():
         _mask(spec, found, _initial_scores(spec, name, scores), masks[name])
-    for name, parameter in model.named_parameters():
-        if not name.endswith(".scores"):
-            parameter.requires_grad_(name in learning)
     ticket = Ticket(spec, model, trainable=trainable)
     if isinstance(rule, TopK) and rule.scope == "global":
         layers = ticket.layers()
@@ -159,7 +158,6 @@ def _mask(spec: Spec, found: maskable.Maskable, scores: Tensor, frozen: Tensor |
     weight, name = found.weight, found.name
     with torch.no_grad():
         weight.copy_(spec.draw(name, weight.device))
-    weight.requires_grad_(False)
     layer = SupermaskParam(name, scores, spec.rule, spec.scale, frozen, spec.identity(name))
     layer = layer.to(weight.device)
     parametrize.register_parametrization(found.module, found.attribute, layer, unsafe=True)

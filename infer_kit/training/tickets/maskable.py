@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from math import prod
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from infer_kit.errors import InferKitError
+from infer_kit.training.tickets.rng import fan_in_of
 
 _CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -58,12 +58,13 @@ def find(
     known = {
         found.name: found for name, module in model.named_modules() for found in _of(name, module)
     }
-    _check_patterns(model, known, [*(include or ()), *exclude])
-    chosen = {}
-    for name, found in known.items():
-        named = _matches(name, include) if include is not None else not _is_embedding(found)
-        if named and not _matches(name, exclude):
-            chosen[name] = found
+    kind = "layer that can be masked"
+    if include is None:
+        wanted = [n for n, found in known.items() if not isinstance(found.module, nn.Embedding)]
+    else:
+        wanted = matching(known, include, kind)
+    left_out = matching(known, exclude, kind)
+    chosen = {name: known[name] for name in wanted if name not in left_out}
     if not chosen:
         raise InferKitError(
             f"{type(model).__name__} has no weights to mask.",
@@ -74,8 +75,12 @@ def find(
     return chosen
 
 
-def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+def matching(names: Iterable[str], patterns: Sequence[str], kind: str = "parameter") -> list[str]:
     """The names of parameters that a pattern names.
+
+    Args:
+        names: of all. patterns: names of modules or parameters, * stands for any text.
+        kind: what the names are of, for the message.
 
     Raises:
         InferKitError: a pattern that matches none.
@@ -84,7 +89,7 @@ def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         if not any(_matches(name, [pattern]) for name in listed):
             raise InferKitError(
-                f"No parameter matches {pattern!r}.", f"There are {', '.join(listed[:12])}."
+                f"No {kind} matches {pattern!r}.", f"There are {', '.join(listed[:12])}."
             )
     return [name for name in listed if _matches(name, patterns)]
 
@@ -101,15 +106,11 @@ def _of(name: str, module: nn.Module) -> list[Maskable]:
     if not isinstance(weight, Tensor):
         return []
     if isinstance(module, (nn.Linear, nn.Embedding, *_CONVOLUTIONS)):
-        return [named("weight", max(1, prod(weight.shape[1:])))]
+        return [named("weight", fan_in_of(weight.shape))]
     # Of transformers, told by name so that it need not be imported: its weight is [in, out].
     if type(module).__name__.endswith("Conv1D") and hasattr(module, "nf"):
         return [named("weight", weight.shape[0])]
     return []
-
-
-def _is_embedding(found: Maskable) -> bool:
-    return isinstance(found.module, nn.Embedding)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -117,15 +118,6 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     parts = name.split(".")
     names = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
     return any(fnmatchcase(n, pattern) for pattern in patterns for n in names)
-
-
-def _check_patterns(model: nn.Module, known: dict[str, Maskable], patterns: Sequence[str]) -> None:
-    for pattern in patterns:
-        if not any(_matches(name, [pattern]) for name in known):
-            raise InferKitError(
-                f"No layer that can be masked matches {pattern!r}.",
-                f"{type(model).__name__} has {', '.join(known)}.",
-            )
 
 
 def _check_tensors(model: nn.Module, chosen: dict[str, Maskable]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -94,29 +94,25 @@ class TopK:
     def kept(self, scores: Tensor, t: Tensor, frozen: Tensor | None) -> Tensor:
         """bool of scores' shape: the mask under the threshold t."""
         z = scores if self.signed else scores.abs()
-        kept = z >= t if self.scope == "layer" else z > t
-        return kept if frozen is None else (kept & (frozen != PRUNED)) | (frozen == LOCKED)
+        return _with_frozen(z >= t if self.scope == "layer" else z > t, frozen)
 
     def masks(
         self,
         scores: Mapping[str, Tensor],
         frozen: Mapping[str, Tensor | None] | None = None,
-        p: float | None = None,
     ) -> dict[str, Tensor]:
         """bool masks of all layers.
 
         Args:
             scores: of each layer, float32. frozen: int8 -1 pruned, 0 searched, 1 locked, or None.
-            p: another share than the rule's.
         """
         part = dict.fromkeys(scores) if frozen is None else frozen
-        share = self.p if p is None else p
         keys = {name: self.key(s, part[name]) for name, s in scores.items()}
         if self.scope == "global":
-            together = self.level(list(keys.values()), share)
+            together = self.level(list(keys.values()), self.p)
             levels = dict.fromkeys(scores, together)
         else:
-            levels = {name: self.level([z], share) for name, z in keys.items()}
+            levels = {name: self.level([z], self.p) for name, z in keys.items()}
         return {name: self.kept(s, levels[name], part[name]) for name, s in scores.items()}
 
     def mask(self, scores: Tensor, frozen: Tensor | None = None) -> Tensor:
@@ -163,6 +159,7 @@ class Threshold:
     """
 
     q: float = 0.0
+    signed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.q < 1:
@@ -174,11 +171,14 @@ class Threshold:
 
     def kept(self, scores: Tensor, t: Tensor, frozen: Tensor | None) -> Tensor:
         """bool of scores' shape: the mask."""
-        kept = scores >= t
-        return kept if frozen is None else (kept & (frozen != PRUNED)) | (frozen == LOCKED)
+        return _with_frozen(scores >= t, frozen)
 
 
 MaskRule = TopK | Threshold
+
+
+def _with_frozen(kept: Tensor, frozen: Tensor | None) -> Tensor:
+    return kept if frozen is None else (kept & (frozen != PRUNED)) | (frozen == LOCKED)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -220,20 +220,17 @@ class GlobalLevel:
 
     def __init__(self, rule: TopK, layers: Iterable[SupermaskParam]) -> None:
         self.rule, self.layers = rule, list(layers)
-        self._seen: tuple[int, ...] | None = None
+        self._seen: tuple[float, ...] | None = None
         self._level: Tensor | None = None
 
-    def __call__(self) -> Tensor:
-        scores = [layer.scores for layer in self.layers]
-        seen = (_STEPS.count, *(s.data_ptr() for s in scores), *(s._version for s in scores))
-        if self._level is None or seen != self._seen:
-            self._level, self._seen = self.fresh(self.rule.p), seen
-        return self._level
-
-    def fresh(self, p: float) -> Tensor:
+    def __call__(self, p: float) -> Tensor:
         """The threshold that prunes the share p."""
-        keys = [self.rule.key(layer.scores, layer.frozen) for layer in self.layers]
-        return self.rule.level(keys, p)
+        scores = [layer.scores for layer in self.layers]
+        seen = (p, _STEPS.count, *(s.data_ptr() for s in scores), *(s._version for s in scores))
+        if self._level is None or seen != self._seen:
+            keys = [self.rule.key(layer.scores, layer.frozen) for layer in self.layers]
+            self._level, self._seen = self.rule.level(keys, p), seen
+        return self._level
 
 
 class SupermaskParam(nn.Module):
@@ -282,36 +279,28 @@ class SupermaskParam(nn.Module):
         if self.gens is None:
             self.gens = torch.zeros_like(self.scores, dtype=torch.int32)
 
-    def threshold(self) -> Tensor:
-        """The t that this layer's scores are compared with now."""
-        if self.level is not None:
-            return self.level
-        if self.together is not None:
-            return self.together()
-        assert isinstance(self.rule, TopK)
-        return self.rule.level([self.rule.key(self.scores, self.frozen)], self.rule.p)
-
-    def mask(self, factor: float = 1.0) -> Tensor:
-        """bool of w's shape: the weights that are kept now.
+    def threshold(self, factor: float = 1.0) -> Tensor:
+        """The t that this layer's scores are compared with now.
 
         Args:
-            factor: of the share pruned, the rerand_rate of IteRand.
+            factor: of the share pruned, the rerand_rate of IteRand; a constant t has none.
         """
-        if factor == 1:
-            return self.rule.kept(self.scores.detach(), self.threshold(), self.frozen)
+        if self.level is not None:
+            return self.level
         assert isinstance(self.rule, TopK)
         p = self.rule.p * factor
         if self.together is not None:
-            t = self.together.fresh(p)
-        else:
-            t = self.rule.level([self.rule.key(self.scores, self.frozen)], p)
-        return self.rule.kept(self.scores.detach(), t, self.frozen)
+            return self.together(p)
+        return self.rule.level([self.rule.key(self.scores, self.frozen)], p)
+
+    def mask(self, factor: float = 1.0) -> Tensor:
+        """bool of w's shape: the weights that are kept now; see `threshold`."""
+        return self.rule.kept(self.scores.detach(), self.threshold(factor), self.frozen)
 
     def forward(self, weight: Tensor) -> Tensor:
         """w m c, of weight's shape and dtype."""
-        kept = self.rule.kept(self.scores.detach(), self.threshold(), self.frozen)
-        signed = isinstance(self.rule, Threshold) or bool(self.rule.signed)
-        m = _StraightThrough.apply(self.scores, kept, signed)
+        kept = self.mask()
+        m = _StraightThrough.apply(self.scores, kept, self.rule.signed)
         return scaled(weight * m.to(weight.dtype), kept, self.rule, self.scale)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -178,14 +179,10 @@ class MAML(_Learner):
         super().__init__(model, rates, inner_steps, first_order, loss)
 
 
-class ANIL(_Learner):
-    """Almost no inner loop: only the head is moved there.
+class _HeadLearner(_Learner):
+    """ANIL and BOIL: of head and body the inner loop moves one."""
 
-    Raghu et al., "Rapid Learning or Feature Reuse?", ICLR 2020, arXiv 1909.09157.
-
-    Args:
-        head: name of the module or parameters that classify. Others: as of `MAML`.
-    """
+    moves_head: ClassVar[bool]
 
     def __init__(
         self,
@@ -196,11 +193,25 @@ class ANIL(_Learner):
         first_order: bool = False,
         loss: Loss = nn.functional.cross_entropy,
     ) -> None:
-        rates = dict.fromkeys(_head(model, head), inner_lr)
-        super().__init__(model, rates, inner_steps, first_order, loss)
+        in_head = _head(model, head)
+        names = [name for name, _ in model.named_parameters()]
+        moved = [name for name in names if (name in in_head) == self.moves_head]
+        super().__init__(model, dict.fromkeys(moved, inner_lr), inner_steps, first_order, loss)
 
 
-class BOIL(_Learner):
+class ANIL(_HeadLearner):
+    """Almost no inner loop: only the head is moved there.
+
+    Raghu et al., "Rapid Learning or Feature Reuse?", ICLR 2020, arXiv 1909.09157.
+
+    Args:
+        head: name of the module or parameters that classify. Others: as of `MAML`.
+    """
+
+    moves_head = True
+
+
+class BOIL(_HeadLearner):
     """Body only inner loop: everything but the head is moved there.
 
     Oh et al., "BOIL: Towards Representation Change for Few-shot Learning", ICLR 2021, arXiv
@@ -210,18 +221,7 @@ class BOIL(_Learner):
         head: name of the module or parameters that classify. Others: as of `MAML`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        head: str,
-        inner_lr: float = 0.5,
-        inner_steps: int = 1,
-        first_order: bool = False,
-        loss: Loss = nn.functional.cross_entropy,
-    ) -> None:
-        fixed = _head(model, head)
-        rates = {name: inner_lr for name, _ in model.named_parameters() if name not in fixed}
-        super().__init__(model, rates, inner_steps, first_order, loss)
+    moves_head = False
 
 
 class MetaTicket(_Learner):
@@ -245,7 +245,7 @@ class MetaTicket(_Learner):
         seed: of weights and scores, for a model. Others: as of `MAML`.
 
     Raises:
-        InferKitError: as `MAML` and `make_ticket`; a ticket with one threshold over all layers.
+        InferKitError: as `MAML` and `make_ticket`; a ticket from a file.
     """
 
     def __init__(
@@ -265,11 +265,9 @@ class MetaTicket(_Learner):
             _check_batch_norm(model)
             _draw_head(model, head, seed)
             ticket = make_ticket(model, seed, "kaiming_normal", Threshold(0.0), exclude=[head])
-        network = ticket.model
-        if network is None:
-            ticket.layers()  # raises
-        assert network is not None
         scores = {id(layer.scores) for layer in ticket.layers().values()}
+        network = ticket.model
+        assert network is not None
         fixed = _head(network, head)
         rates = {
             name: inner_lr if head_lr is None or name not in fixed else head_lr
@@ -295,9 +293,8 @@ class MetaTicket(_Learner):
 
 
 def _head(model: nn.Module, head: str) -> set[str]:
-    """Names of the head's parameters, scores not among them."""
-    names = [name for name, _ in model.named_parameters() if not name.endswith(".scores")]
-    return set(matching(names, [head]))
+    """Names of the head's parameters."""
+    return set(matching([name for name, _ in model.named_parameters()], [head]))
 
 
 @torch.no_grad()

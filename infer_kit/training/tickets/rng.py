@@ -15,8 +15,10 @@ i is the flat position in the tensor; `gen` counts how often that weight was dra
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod, sqrt
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -80,117 +82,95 @@ def ascending(seed: int, name: str, n: int) -> Tensor:
     return torch.sort(signed ^ _int64(1 << 63), stable=True).indices
 
 
-def kaiming_uniform(
-    seed: int,
-    name: str,
-    shape: Sequence[int],
-    gen: Tensor | int = 0,
-    *,
-    index: Tensor | None = None,
-    fan_in: int | None = None,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """U(-b, b) with b = sqrt(6 / fan_in), as float32: the Kaiming bound for ReLU.
+class Numbers(Protocol):
+    """The numbers of a distribution at int64 positions, float32, in one generation or one each."""
 
-    Args:
-        seed, name, shape: of the tensor. gen: one for all, or one for each number that is drawn.
-        index: draw only these flat positions. fan_in: prod(shape[1:]) if not given.
-        device: of what is returned, if no index tells.
+    def __call__(
+        self, seed: int, name: str, i: Tensor, gen: Tensor | int, fan_in: int
+    ) -> Tensor: ...
 
-    Returns:
-        float32 of `shape`, or of index's shape.
+
+@dataclass(frozen=True)
+class Distribution:
+    """A distribution of initial weights.
+
+    Attributes:
+        name: of it. numbers: what it draws. portable: whether every machine and device draws the
+            same bits; what is not is drawn on the CPU.
     """
-    bound = _float32(sqrt(6 / (fan_in or _fan_in(shape))))
 
-    def draw(i: Tensor, g: Tensor | int) -> Tensor:
-        # 2 u - 1 is exact in float32, so that the product is rounded once, on every device alike.
-        return (2 * uniform(seed, name, i, g) - 1) * bound
+    name: str
+    numbers: Numbers
+    portable: bool = True
 
-    return _drawn(draw, shape, gen, index, device)
+    def __call__(
+        self,
+        seed: int,
+        name: str,
+        shape: Sequence[int],
+        gen: Tensor | int = 0,
+        *,
+        index: Tensor | None = None,
+        fan_in: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """The weights of a tensor, in chunks that stay small in memory.
 
+        Args:
+            seed, name, shape: of the tensor. gen: one for all, or one for each number drawn.
+            index: draw only these flat positions. fan_in: prod(shape[1:]) if not given.
+            device: of what is returned, if no index tells.
 
-def signed_constant(
-    seed: int,
-    name: str,
-    shape: Sequence[int],
-    gen: Tensor | int = 0,
-    *,
-    index: Tensor | None = None,
-    fan_in: int | None = None,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """±sqrt(2 / fan_in) with even odds, as float32; see `kaiming_uniform` for the arguments."""
-    size = _float32(sqrt(2 / (fan_in or _fan_in(shape))))
-
-    def draw(i: Tensor, g: Tensor | int) -> Tensor:
-        return (1 - 2 * (bits(seed, name, i, g) & 1)).to(torch.float32) * size
-
-    return _drawn(draw, shape, gen, index, device)
-
-
-def kaiming_normal(
-    seed: int,
-    name: str,
-    shape: Sequence[int],
-    gen: Tensor | int = 0,
-    *,
-    index: Tensor | None = None,
-    fan_in: int | None = None,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """N(0, 2 / fan_in) by the inverse of the normal distribution function, as float32.
-
-    Computed in float64 on the CPU. That inverse is not an operation of IEEE 754, so another
-    machine may round it otherwise: not portable, unlike the other two. See `kaiming_uniform` for
-    the arguments.
-    """
-    deviation = sqrt(2 / (fan_in or _fan_in(shape)))
-
-    def draw(i: Tensor, g: Tensor | int) -> Tensor:
-        pattern = bits(seed, name, i, g)
-        u = (_right(pattern, 11).to(torch.float64) + 0.5) * 2.0**-53
-        return (torch.special.ndtri(u) * deviation).to(torch.float32)
-
-    where = torch.device(device or "cpu") if index is None else index.device
-    gen = gen.cpu() if isinstance(gen, Tensor) else gen
-    return _drawn(draw, shape, gen, None if index is None else index.cpu(), None).to(where)
+        Returns:
+            float32 of `shape`, or of index's shape.
+        """
+        where = torch.device(device or "cpu") if index is None else index.device
+        at = where if self.portable else torch.device("cpu")
+        flat = None if index is None else index.flatten().to(at)
+        gens = gen.flatten().to(at) if isinstance(gen, Tensor) else None
+        count = prod(shape) if flat is None else flat.numel()
+        out = torch.empty(count, dtype=torch.float32, device=at)
+        for start in range(0, count, _CHUNK):
+            end = min(start + _CHUNK, count)
+            i = torch.arange(start, end, device=at) if flat is None else flat[start:end]
+            g = gen if gens is None else gens[start:end]
+            out[start:end] = self.numbers(seed, name, i, g, fan_in or fan_in_of(shape))
+        return out.to(where).view(tuple(shape) if index is None else index.shape)
 
 
-INITS = {
-    "kaiming_uniform": kaiming_uniform,
-    "signed_constant": signed_constant,
-    "kaiming_normal": kaiming_normal,
-}
-"""What draws a tensor, by the name of its distribution."""
-
-PORTABLE = ("kaiming_uniform", "signed_constant")
-"""Those that give the same bits on every machine and device."""
+def _kaiming_uniform(seed: int, name: str, i: Tensor, gen: Tensor | int, fan_in: int) -> Tensor:
+    # 2 u - 1 is exact in float32, so that the product is rounded once, on every device alike.
+    return (2 * uniform(seed, name, i, gen) - 1) * float32(sqrt(6 / fan_in))
 
 
-def _fan_in(shape: Sequence[int]) -> int:
+def _signed_constant(seed: int, name: str, i: Tensor, gen: Tensor | int, fan_in: int) -> Tensor:
+    return (1 - 2 * (bits(seed, name, i, gen) & 1)).to(torch.float32) * float32(sqrt(2 / fan_in))
+
+
+def _kaiming_normal(seed: int, name: str, i: Tensor, gen: Tensor | int, fan_in: int) -> Tensor:
+    # In float64, by the inverse of the distribution function, which IEEE 754 does not fix.
+    u = (_right(bits(seed, name, i, gen), 11).to(torch.float64) + 0.5) * 2.0**-53
+    return (torch.special.ndtri(u) * sqrt(2 / fan_in)).to(torch.float32)
+
+
+kaiming_uniform = Distribution("kaiming_uniform", _kaiming_uniform)
+"""U(-b, b) with b = sqrt(6 / fan_in): the Kaiming bound for ReLU."""
+
+signed_constant = Distribution("signed_constant", _signed_constant)
+"""±sqrt(2 / fan_in) with even odds."""
+
+kaiming_normal = Distribution("kaiming_normal", _kaiming_normal, portable=False)
+"""N(0, 2 / fan_in)."""
+
+INITS = {d.name: d for d in (kaiming_uniform, signed_constant, kaiming_normal)}
+"""Distributions by name."""
+
+
+def fan_in_of(shape: Sequence[int]) -> int:
+    """Inputs of one output of a layer whose weight is `[out, in, ...]`."""
     return max(1, prod(shape[1:]))
 
 
-def _float32(value: float) -> float:
+def float32(value: float) -> float:
     """Rounded once, here, so that no device rounds it in its own way."""
     return torch.tensor(value, dtype=torch.float64).to(torch.float32).item()
-
-
-def _drawn(
-    draw: Callable[[Tensor, Tensor | int], Tensor],
-    shape: Sequence[int],
-    gen: Tensor | int,
-    index: Tensor | None,
-    device: torch.device | str | None,
-) -> Tensor:
-    """All positions of the tensor, or those of `index`, in chunks that stay small in memory."""
-    count = prod(shape) if index is None else index.numel()
-    device = device if index is None else index.device
-    flat = None if index is None else index.flatten()
-    gens = gen.flatten() if isinstance(gen, Tensor) else None
-    out = torch.empty(count, dtype=torch.float32, device=device)
-    for start in range(0, count, _CHUNK):
-        end = min(start + _CHUNK, count)
-        i = torch.arange(start, end, device=device) if flat is None else flat[start:end]
-        out[start:end] = draw(i, gen if gens is None else gens[start:end])
-    return out.view(tuple(shape) if index is None else index.shape)

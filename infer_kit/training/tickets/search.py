@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from infer_kit.errors import InferKitError
@@ -148,7 +149,7 @@ class IteRand(EdgePopup):
 
     Raises:
         InferKitError: k_per below 1, r or rerand_rate outside [0, 1]; a rerand_rate with a
-            Threshold, which has no share p; weights without a counter for their draws.
+            Threshold, which has no share p.
     """
 
     def __init__(
@@ -179,18 +180,19 @@ class IteRand(EdgePopup):
         """To be called before each optimizer step, unless it is attached; see `EdgePopup.step`."""
         super().step()
         if self.steps % self.k_per == 0:
+            weights = self.ticket.weights()
             for name, layer in self.layers.items():
-                self._redraw(name, layer)
+                self._redraw(name, layer, weights[name])
 
     @torch.no_grad()
-    def _redraw(self, name: str, layer: SupermaskParam) -> None:
+    def _redraw(self, name: str, layer: SupermaskParam, weight: Tensor) -> None:
         pruned = ~layer.mask(self.rerand_rate)
         if layer.frozen is not None:
             pruned &= layer.frozen == SEARCHED
         index = pruned.flatten().nonzero().squeeze(1)
         u = rng.uniform(self.ticket.spec.seed, f"{name}#redraw", index, self.events)
         index = index[u < self.r]
-        weight, gens = self.ticket.weights()[name], layer.gens
+        gens = layer.gens
         assert gens is not None
         fresh = self.ticket.spec.redraw(name, index, self.events)
         place = torch.unravel_index(index, weight.shape)

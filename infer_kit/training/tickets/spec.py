@@ -69,7 +69,9 @@ class Spec:
         draw = rng.INITS[self.init]
         weight = draw(self.seed, name, tensor.shape, fan_in=tensor.fan_in, device=device)
         for gain in tensor.gains:
-            weight.narrow(gain.dim, gain.start, gain.stop - gain.start).mul_(_single(gain.factor))
+            weight.narrow(gain.dim, gain.start, gain.stop - gain.start).mul_(
+                rng.float32(gain.factor)
+            )
         return weight
 
     def redraw(self, name: str, index: Tensor, gen: Tensor | int) -> Tensor:
@@ -81,7 +83,9 @@ class Spec:
             return weight
         factors = torch.ones(tensor.shape, device=index.device)
         for gain in tensor.gains:
-            factors.narrow(gain.dim, gain.start, gain.stop - gain.start).mul_(_single(gain.factor))
+            factors.narrow(gain.dim, gain.start, gain.stop - gain.start).mul_(
+                rng.float32(gain.factor)
+            )
         return weight * factors.flatten()[index]
 
     def frozen(self) -> dict[str, Tensor | None]:
@@ -116,7 +120,7 @@ class Spec:
         tensors = {}
         for name, tensor in self.tensors.items():
             entry: list[Any] = [list(tensor.shape)]
-            if tensor.gains or tensor.fan_in != prod(tensor.shape[1:]):
+            if tensor.gains or tensor.fan_in != rng.fan_in_of(tensor.shape):
                 gains = [[g.dim, g.start, g.stop, g.factor] for g in tensor.gains]
                 entry += [tensor.fan_in, gains]
             tensors[name] = entry
@@ -149,7 +153,7 @@ class Spec:
             )
         tensors = {}
         for name, (shape, *more) in said["tensors"].items():
-            fan_in = more[0] if more else prod(shape[1:])
+            fan_in = more[0] if more else rng.fan_in_of(shape)
             gains = tuple(Gain(*gain) for gain in (more[1] if more else ()))
             tensors[name] = TensorSpec(tuple(shape), fan_in, gains)
         freeze = said.get("freeze")
@@ -161,8 +165,3 @@ class Spec:
             freeze=None if freeze is None else Freeze(*freeze),
             tensors=tensors,
         )
-
-
-def _single(factor: float) -> float:
-    """Rounded to float32 once, so that no device rounds it in its own way."""
-    return torch.tensor(factor, dtype=torch.float64).to(torch.float32).item()

@@ -17,7 +17,6 @@ import json
 import os
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from infer_kit.errors import InferKitError
-from infer_kit.training.tickets.contents import Contents
+from infer_kit.training.tickets.contents import CHECKSUM_LENGTH, Contents
 from infer_kit.training.tickets.freeze import LOCKED, SEARCHED
 from infer_kit.training.tickets.rng import RNG_VERSION
 from infer_kit.training.tickets.size import TicketSize
@@ -47,7 +46,11 @@ def write(path: str | Path, contents: Contents) -> None:
 
 def to_bytes(contents: Contents) -> bytes:
     """The file."""
-    said: dict[str, Any] = {
+    return save(_tensors(contents), metadata=_metadata(contents))
+
+
+def _metadata(contents: Contents) -> dict[str, str]:
+    said = {
         "format": f"ticket {FORMAT}, rng {RNG_VERSION}",
         "spec": contents.spec.to_json(),
         "model": contents.architecture,
@@ -57,7 +60,7 @@ def to_bytes(contents: Contents) -> bytes:
     for name, value in (("constants", contents.constants), ("config", contents.config)):
         if value:
             said[name] = json.dumps(value, separators=(",", ":"))
-    return save(_tensors(contents), metadata=said)
+    return said
 
 
 def _tensors(contents: Contents) -> dict[str, Tensor]:
@@ -177,15 +180,21 @@ def size(contents: Contents) -> TicketSize:
     generation_bits = sum(bits.get(name + end, 0) for name in masked for end in (_REDRAWN, _GENS))
     raw_bits = sum(bits[name] for name in contents.raw)
     weights = sum(tensor.size for tensor in masked.values())
-    frozen = contents.spec.frozen().values()
+    freeze = contents.spec.freeze
+    counts = freeze.counts(contents.spec.shapes()).values() if freeze else ()
+    # A search has no checksum yet; it will be as long as this.
+    metadata = _metadata(contents) | {"sum": "0" * CHECKSUM_LENGTH}
     return TicketSize(
         weights=weights,
-        searched=weights - sum(int((f != SEARCHED).sum()) for f in frozen if f is not None),
+        searched=weights - sum(mask.pruned + mask.locked for mask in counts),
         kept=sum(int(m.sum()) for m in contents.kept.values()),
         mask_bits=mask_bits,
         generation_bits=generation_bits,
         raw_bits=raw_bits,
-        header_bits=8 * len(to_bytes(contents)) - mask_bits - generation_bits - raw_bits,
+        header_bits=8 * len(save(tensors, metadata=metadata))
+        - mask_bits
+        - generation_bits
+        - raw_bits,
         dense_bits=8 * contents.dtype.itemsize * weights + raw_bits,
     )
 

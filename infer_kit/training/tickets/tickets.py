@@ -14,9 +14,7 @@ from torch.nn.utils import parametrize
 from infer_kit.errors import InferKitError
 from infer_kit.training.tickets import ticket_file
 from infer_kit.training.tickets.contents import Contents, checksum, tensors_of
-from infer_kit.training.tickets.masks import (
-    SupermaskParam,
-)
+from infer_kit.training.tickets.masks import SupermaskParam
 from infer_kit.training.tickets.size import TicketSize
 from infer_kit.training.tickets.spec import Spec
 
@@ -52,15 +50,16 @@ class Ticket:
                 "This ticket was read from a file: it has masks and no scores to search with.",
                 "Resume a search from its checkpoint.",
             )
-        found = {}
-        for module in self.model.modules():
-            if isinstance(module, SupermaskParam):
-                found[module.name] = module
-        return found
+        masks = (module for module in self.model.modules() if isinstance(module, SupermaskParam))
+        return {mask.name: mask for mask in masks}
 
     def masks(self) -> dict[str, Tensor]:
         """bool masks of the weights' shapes, on the CPU, frozen weights included."""
-        return self.contents().kept
+        if self._contents is not None:
+            return self._contents.kept
+        layers = self.layers()
+        check_finite(layers)
+        return {name: layer.mask().cpu() for name, layer in layers.items()}
 
     @property
     def sparsity(self) -> float:
@@ -76,11 +75,8 @@ class Ticket:
         """
         if self._contents is not None:
             return self._contents
-        layers = self.layers()
-        check_finite(layers)
-        model = self.model
+        kept, layers, model = self.masks(), self.layers(), self.model
         assert model is not None
-        kept = {name: layer.mask().cpu() for name, layer in layers.items()}
         gens = None
         if any(layer.gens is not None for layer in layers.values()):
             gens = {
@@ -96,7 +92,7 @@ class Ticket:
             else:
                 constants[name] = constant
         config: Any = getattr(model, "config", None)
-        contents = Contents(
+        return Contents(
             self.spec,
             next(iter(self.weights().values())).dtype,
             kept,
@@ -106,8 +102,6 @@ class Ticket:
             type(model).__name__,
             config.to_diff_dict() if hasattr(config, "to_diff_dict") else None,
         )
-        fresh = {name: contents.effective(name) for name in self.spec.tensors}
-        return replace(contents, checksum=checksum(fresh))
 
     def save(self, path: str | Path) -> None:
         """Write the ticket as a safetensors file, all of it or nothing.
@@ -121,7 +115,9 @@ class Ticket:
         Raises:
             InferKitError: scores that are not finite.
         """
-        ticket_file.write(path, self.contents())
+        contents = self.contents()
+        fresh = {name: contents.effective(name) for name in self.spec.tensors}
+        ticket_file.write(path, replace(contents, checksum=checksum(fresh)))
 
     @classmethod
     def load(cls, path: str | Path) -> Ticket:
@@ -162,15 +158,11 @@ class Ticket:
         """
         if self.model is None:
             return self.apply(ticket_file.build(self.contents()))
+        check_finite(self.layers())
         model = copy.deepcopy(self.model)
-        contents = self.contents()
-        for name, found in parametrized(model).items():
-            module, attribute = found
+        for module, attribute in parametrized(model).values():
             _own_class(module)
             parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
-            weight = getattr(module, attribute)
-            with torch.no_grad():
-                weight.copy_(contents.effective(name))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in self._trainable)
         return model
