@@ -21,6 +21,11 @@ PROMISES = {
     "two_tokenizers": ("pooled over bytes", "model calls (", "log P of it under b:", "bits a byte"),
     "portable_reward": ("gain on its own base:", "before, ", "with the reward: "),
     "portable_reward_digits": ("gain on its own base:", "CNN with the MLP's reward", "loss by β"),
+    "ticket_in_a_transformer": (
+        "qk_scale=n**0.25: ",
+        "bits, 1.",
+        "another process writes the same: True",
+    ),
     "evaluate_and_compare": ("direct  accuracy/walk", "difference +", "again: nothing was left"),
     "sweep_the_weight": ("RED: accuracy over 60 requests", "best: ", "among 5 colours: ["),
     "your_own_method": ("('image', 'black')", "right by alpha:", "page of:"),
