@@ -72,6 +72,11 @@ def make_ticket(
     """
     rule = TopK() if mask_rule is None else mask_rule
     _check_names(init, scores, rule, scale)
+    if not isinstance(seed, int) or not (frozen is None or isinstance(frozen, Freeze)):
+        raise InferKitError(
+            f"seed={seed!r}, frozen={frozen!r}: an int and a Freeze, or None, are expected.",
+            "frozen=Freeze(p=0.35, r=0.35) prunes and locks 35 % of the weights each.",
+        )
     chosen = maskable.find(model, include, exclude)
     gains = {} if qk_scale is None else qk_init_scale(model, chosen, qk_scale)
     tensors = {

@@ -85,6 +85,10 @@ def matching(names: Iterable[str], patterns: Sequence[str], kind: str = "paramet
     Raises:
         InferKitError: a pattern that matches none.
     """
+    if isinstance(patterns, str):
+        raise InferKitError(
+            f"{patterns!r} is one name, and a list of names is expected.", f"Give [{patterns!r}]."
+        )
     listed = list(names)
     for pattern in patterns:
         if not any(_matches(name, [pattern]) for name in listed):

@@ -37,8 +37,14 @@ _WIDTHS = (np.uint8, np.uint16, np.uint32)
 
 
 def write(path: str | Path, contents: Contents) -> None:
-    """All of the file or nothing, also when the process ends in between."""
+    """All of the file or nothing, also when the process ends in between.
+
+    Raises:
+        InferKitError: there is no such folder.
+    """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise InferKitError(f"There is no folder {str(path.parent)!r} to write {path.name!r} to.")
     fresh = path.with_name(f".{path.name}.part")
     fresh.write_bytes(to_bytes(contents))
     os.replace(fresh, path)

@@ -113,7 +113,7 @@ class Ticket:
             path: of the file, by custom with the ending .safetensors.
 
         Raises:
-            InferKitError: scores that are not finite.
+            InferKitError: scores that are not finite, or no such folder.
         """
         contents = self.contents()
         fresh = {name: contents.effective(name) for name in self.spec.tensors}

@@ -84,9 +84,7 @@ def _resumable(file: Path | None, stop: int | None, data: tuple, **settings: int
             raise _Stop
         return loss(model, batch)
 
-    batches = tasks.batches(data) if stop is None or stop % 2 else Batches(data, 3)
-    if "own" in settings:
-        batches = Batches(data, 3)
+    batches = tasks.batches(data)
     optimizer = search.optimizer(lr=0.1)
     losses = fit(
         model, batches, counted, 3, optimizer, search=search, checkpoint=file,

@@ -172,6 +172,8 @@ def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     ticket = make_ticket(tasks.mlp(64, 32, 10))
     with torch.no_grad():
         ticket.layers()["2.weight"].scores[0, :3] = torch.nan
+    with pytest.raises(InferKitError, match="There is no folder"):
+        make_ticket(tasks.mlp(64, 32, 10)).save(tmp_path / "none" / "t")
     for use in (ticket.bits, ticket.materialize, lambda: ticket.save(tmp_path / "t")):
         with pytest.raises(InferKitError, match=r"3 of the 320 scores of '2.weight'"):
             use()
@@ -190,6 +192,9 @@ def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         ({"train": ["norm"]}, "No parameter matches 'norm'"),
         ({"qk_scale": "n**0.25"}, "no queries and keys"),
         ({"qk_scale": "n"}, "qk_scale='n'"),
+        ({"seed": "a"}, "seed='a', frozen=None: an int and a Freeze"),
+        ({"frozen": 0.5}, "seed=0, frozen=0.5: an int and a Freeze"),
+        ({"include": "weight"}, "'weight' is one name, and a list of names is expected"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict, message: str) -> None:
