@@ -159,7 +159,7 @@ TICKET_MUTANTS = (
     _fault(
         "generators stay where the skipped batches left them",
         "fit.py",
-        "        _set_generators(now, data)\n",
+        "        checkpoint_file.set_generators(now, data)\n",
         "        pass\n",
         SEARCH,
     ),

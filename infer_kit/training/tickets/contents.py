@@ -17,6 +17,8 @@ from infer_kit.training.tickets.maskable import check_unshared
 from infer_kit.training.tickets.masks import SupermaskParam
 from infer_kit.training.tickets.spec import Spec
 
+Constant = tuple[float, tuple[int, ...]]
+
 CHECKSUM_LENGTH = 16
 """Hexadecimal digits."""
 
@@ -31,8 +33,8 @@ class Contents:
         kept: bool masks of the masked tensors' shapes.
         gens: int32, the event of IteRand that drew each kept weight last; None without IteRand.
         raw: parameters and persistent buffers that are not masked, by name.
-        constants: those of them that hold one number throughout.
-        checksum: of the weights w m c, or "" in a model that is searched.
+        constants: those of them that hold one number throughout: it and the shape.
+        checksum: of the weights w m c and of `raw`, or "" in a model that is searched.
         architecture: class of the model. config: of a transformers model, as its config says it.
     """
 
@@ -41,7 +43,7 @@ class Contents:
     kept: dict[str, Tensor]
     gens: dict[str, Tensor] | None
     raw: dict[str, Tensor]
-    constants: dict[str, float]
+    constants: dict[str, Constant]
     architecture: str
     config: dict[str, Any] | None = None
     checksum: str = ""
@@ -61,17 +63,17 @@ class Contents:
         targets = tensors_of(model)
         self._check(model, targets)
         fresh = {name: self.effective(name) for name in self.spec.tensors}
-        if self.checksum and checksum(fresh) != self.checksum:
+        if self.checksum and checksum(fresh, self.raw) != self.checksum:
             why = f", or this machine rounds {self.spec.init} in another way"
             raise InferKitError(
-                f"The weights that seed {self.spec.seed} and the masks give here are not those "
-                "with which the ticket was saved.",
+                f"The weights that seed {self.spec.seed} and the masks give here, or the other "
+                "tensors, are not those with which the ticket was saved.",
                 f"The file was changed{why * (not rng.INITS[self.spec.init].portable)}.",
             )
         with torch.no_grad():
             for name, weight in (fresh | self.raw).items():
                 targets[name].copy_(weight)
-            for name, value in self.constants.items():
+            for name, (value, _) in self.constants.items():
                 targets[name].fill_(value)
 
     def _check(self, model: nn.Module, targets: Mapping[str, Tensor]) -> None:
@@ -91,6 +93,7 @@ class Contents:
         for name, shape in [
             *((name, tensor.shape) for name, tensor in self.spec.tensors.items()),
             *((name, tuple(tensor.shape)) for name, tensor in self.raw.items()),
+            *((name, tuple(shape)) for name, (_, shape) in self.constants.items()),
         ]:
             if tuple(targets[name].shape) != tuple(shape):
                 raise InferKitError(
@@ -109,10 +112,10 @@ class Contents:
         check_unshared(model, list(self.spec.tensors))
 
 
-def checksum(weights: Mapping[str, Tensor]) -> str:
-    """Short hash of the weights w m c of all masked tensors."""
+def checksum(weights: Mapping[str, Tensor], raw: Mapping[str, Tensor]) -> str:
+    """Short hash of the weights w m c of all masked tensors, and of the others."""
     sha = hashlib.blake2b(digest_size=CHECKSUM_LENGTH // 2)
-    for name, weight in weights.items():
+    for name, weight in (*weights.items(), *sorted(raw.items())):
         sha.update(name.encode())
         sha.update(tensor_bytes(weight))
     return sha.hexdigest()

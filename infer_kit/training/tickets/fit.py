@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-import random
 from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import asdict, dataclass, field, replace
 from math import cos, isfinite, pi
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from infer_kit.errors import InferKitError
-from infer_kit.training.tickets.search import EdgePopup
+from infer_kit.training.tickets import checkpoint_file
+from infer_kit.training.tickets.checkpoint_file import Place
+from infer_kit.training.tickets.search import EdgePopup, search_of
 
 _LOOK_EVERY = 20
 Loss = Callable[[nn.Module, Any], Tensor]
-
-
-@dataclass
-class _Place:
-    """Where a search is.
-
-    Attributes:
-        epoch, batch: the next batch. losses: mean loss of each epoch that has ended.
-        total: of the losses of this epoch. order: states of the generators when the epoch began,
-            with which its batches are dealt out again.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    losses: list[float] = field(default_factory=list)
-    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    order: dict[str, Any] | None = None
 
 
 def fit(
@@ -69,7 +49,8 @@ def fit(
         epochs: times that the data are read.
         optimizer: of the scores, such as `search.optimizer()`.
         scheduler: None for a cosine down to 0 over the epochs, by epochs.
-        search: `EdgePopup` or `IteRand`; attached to the optimizer here if it is not.
+        search: `EdgePopup` or `IteRand`; attached to the optimizer here if it is not. None for the
+            one that is attached, if any.
         per_step: step the scheduler after each step, not after each epoch.
         checkpoint: file to write to and to go on from; None for none. With several processes the
             first writes it and all read it.
@@ -80,9 +61,10 @@ def fit(
         The mean loss of each epoch, of this process.
 
     Raises:
-        InferKitError: a loss or scores that are not finite; a checkpoint of another search; data
-            without a batch.
+        InferKitError: a loss or scores that are not finite; a checkpoint of another search, in no
+            folder, or with data that cannot be dealt out again; data without a batch.
     """
+    search = search_of(optimizer) if search is None else search
     if search is not None:
         search.ensure_attached(optimizer)
     if scheduler is None:
@@ -92,7 +74,11 @@ def fit(
     if search is not None:
         states["search"] = search
     file = None if checkpoint is None else Path(checkpoint)
-    place = _Place() if file is None or not file.exists() else _resume(file, states, data)
+    if file is not None:
+        checkpoint_file.check(file, data)
+    place = (
+        Place() if file is None or not file.exists() else checkpoint_file.resume(file, states, data)
+    )
     first = not dist.is_initialized() or dist.get_rank() == 0
     size = len(data) if isinstance(data, Sized) else None
     with tqdm(
@@ -116,7 +102,8 @@ def fit(
                     bar.set_postfix(epoch=place.epoch + 1, loss=mean, refresh=False)
                 bar.update()
                 if file is not None and place.batch % checkpoint_every == 0:
-                    _save(file, states, place, data)
+                    _finite(place.total)
+                    checkpoint_file.save(file, states, place, data)
             if place.batch == 0:
                 raise InferKitError(
                     f"The data have no batch in epoch {place.epoch + 1}.",
@@ -125,9 +112,9 @@ def fit(
             if not per_step:
                 scheduler.step()
             mean_loss = _finite(place.total) / place.batch
-            place = _Place(place.epoch + 1, losses=[*place.losses, mean_loss])
+            place = Place(place.epoch + 1, losses=[*place.losses, mean_loss])
             if file is not None:
-                _save(file, states, place, data)
+                checkpoint_file.save(file, states, place, data)
     return place.losses
 
 
@@ -144,21 +131,21 @@ def warm_up_cosine(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _batches(data: Iterable[Any], place: _Place) -> Iterator[Any]:
+def _batches(data: Iterable[Any], place: Place) -> Iterator[Any]:
     """The epoch's batches from `place.batch` on, in the order in which the epoch deals them out."""
     sampler: Any = getattr(data, "sampler", None)
     if hasattr(sampler, "set_epoch"):
         sampler.set_epoch(place.epoch)
-    now = _generators(data)
+    now = checkpoint_file.generators(data)
     if place.order is None:
         place.order = now
-    _set_generators(place.order, data)
+    checkpoint_file.set_generators(place.order, data)
     batches = iter(data)
     if place.batch:
         for _ in range(place.batch):
             next(batches)
         # As they were when the run was interrupted, after the steps that are not made again.
-        _set_generators(now, data)
+        checkpoint_file.set_generators(now, data)
     yield from batches
 
 
@@ -170,82 +157,3 @@ def _finite(total: Tensor) -> float:
             "Lower the learning rate, or look for the batch that does it.",
         )
     return number
-
-
-def _save(file: Path, states: dict[str, Any], place: _Place, data: Iterable[Any]) -> None:
-    """All of it or nothing; the first process writes, with the generators of all."""
-    generators, order = [_generators(data)], [place.order]
-    if dist.is_initialized():
-        world = dist.get_world_size()
-        generators, order = [{}] * world, [None] * world
-        dist.all_gather_object(generators, _generators(data))
-        dist.all_gather_object(order, place.order)
-        if dist.get_rank() > 0:
-            dist.barrier()
-            return
-    kept = {name: value.state_dict() for name, value in states.items()}
-    kept["made as"] = _made_as(states)
-    kept["place"] = asdict(place) | {"total": place.total.cpu(), "order": order}
-    kept["generators"] = generators
-    fresh = file.with_name(f".{file.name}.part")
-    torch.save(kept, fresh)
-    os.replace(fresh, file)
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def _resume(file: Path, states: dict[str, Any], data: Iterable[Any]) -> _Place:
-    try:
-        kept = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InferKitError(
-            f"{str(file)!r} cannot be read as a checkpoint: {error}", "Delete it to start anew."
-        ) from error
-    if kept.get("made as") != _made_as(states):
-        raise InferKitError(
-            f"{str(file)!r} is the checkpoint of another search, of {kept.get('made as')}; this "
-            f"one is of {_made_as(states)}.",
-            "Make the ticket as it was made then, or choose another file.",
-        )
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    if rank >= len(kept["generators"]):
-        raise InferKitError(
-            f"{str(file)!r} is of {len(kept['generators'])} processes, and this is number {rank}.",
-            "Resume with as many processes.",
-        )
-    for name, value in states.items():
-        value.load_state_dict(kept[name])
-    _set_generators(kept["generators"][rank], data)
-    place = _Place(**kept["place"])
-    return replace(place, order=kept["place"]["order"][rank])
-
-
-def _made_as(states: dict[str, Any]) -> str:
-    """What must be the same for a checkpoint to be of use: the ticket, or the class of learner."""
-    if "search" in states:
-        return str(states["search"].ticket.spec.to_json())
-    return type(states["model"]).__name__
-
-
-def _generators(data: Iterable[Any]) -> dict[str, Any]:
-    """States of the generators of Python, NumPy, PyTorch, its devices, and the data's own."""
-    name, keys, *rest = np.random.get_state()
-    own = getattr(data, "generator", None)
-    return {
-        "python": random.getstate(),
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "data": own.get_state() if isinstance(own, torch.Generator) else None,
-    }
-
-
-def _set_generators(states: dict[str, Any], data: Iterable[Any]) -> None:
-    random.setstate(states["python"])
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
-    if states["data"] is not None:
-        data.generator.set_state(states["data"])  # type: ignore[attr-defined]

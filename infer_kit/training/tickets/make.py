@@ -77,6 +77,11 @@ def make_ticket(
             f"seed={seed!r}, frozen={frozen!r}: an int and a Freeze, or None, are expected.",
             "frozen=Freeze(p=0.35, r=0.35) prunes and locks 35 % of the weights each.",
         )
+    if isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        raise InferKitError(
+            f"The model is wrapped in a {type(model).__name__}.",
+            "Make the ticket of the model itself, and wrap or compile it afterwards.",
+        )
     chosen = maskable.find(model, include, exclude)
     gains = {} if qk_scale is None else qk_init_scale(model, chosen, qk_scale)
     tensors = {
@@ -84,7 +89,9 @@ def make_ticket(
         for name, found in chosen.items()
     }
     spec = Spec(seed, init, rule, scale, frozen, tensors)
-    _check_search(spec)
+    sizes = spec.sizes()
+    if isinstance(rule, TopK):
+        rule.check(sizes)
     dtypes = {found.weight.dtype for found in chosen.values()}
     if len(dtypes) > 1:
         raise InferKitError(
@@ -115,40 +122,26 @@ def _check_names(init: str, scores: str, rule: Any, scale: Any) -> None:
         raise InferKitError(f"mask_rule={rule!r}: a TopK or a Threshold is expected.")
     if scale not in (None, "static", "dynamic"):
         raise InferKitError(f'scale={scale!r}: use None, "static" or "dynamic".')
-    if scale == "static" and isinstance(rule, Threshold):
+    if scale == "static" and (isinstance(rule, Threshold) or rule.p == 1):
         raise InferKitError(
-            "A Threshold has no fixed sparsity, so that there is no static scale.",
+            f"{rule} has no fixed sparsity below 1, so that there is no static scale.",
             'Use scale="dynamic".',
         )
-
-
-def _check_search(spec: Spec) -> None:
-    """Whether the rule decides about weights that are not frozen."""
-    counts = spec.freeze.counts(spec.shapes()) if spec.freeze else {}
-    sizes = {
-        name: (
-            tensor.size,
-            counts[name].pruned if counts else 0,
-            counts[name].locked if counts else 0,
-        )
-        for name, tensor in spec.tensors.items()
-    }
-    if isinstance(spec.rule, TopK):
-        spec.rule.check(sizes)
 
 
 def _others(
     model: nn.Module, chosen: dict[str, maskable.Maskable], train: Sequence[str]
 ) -> set[str]:
-    """Zero the biases of masked layers; names of parameters beside the scores that are to learn."""
+    """Names of parameters beside the scores that are to learn; zeroes the masked layers' biases."""
+    names = [name for name, _ in model.named_parameters() if name not in chosen]
+    learning = set(maskable.matching(names, train))
     for found in chosen.values():
         for attribute in ("bias", "in_proj_bias"):
             bias = getattr(found.module, attribute, None)
             if isinstance(bias, Tensor):
                 with torch.no_grad():
                     bias.zero_()
-    names = [name for name, _ in model.named_parameters() if name not in chosen]
-    return set(maskable.matching(names, train))
+    return learning
 
 
 def _initial_scores(spec: Spec, name: str, scores: str) -> Tensor:

@@ -109,6 +109,11 @@ def _of(name: str, module: nn.Module) -> list[Maskable]:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return []
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        raise InferKitError(
+            f"{name or type(module).__name__!r} has no shape yet.",
+            "Run the model on a batch first.",
+        )
     if isinstance(module, (nn.Linear, nn.Embedding, *_CONVOLUTIONS)):
         return [named("weight", fan_in_of(weight.shape))]
     # Of transformers, told by name so that it need not be imported: its weight is [in, out].
@@ -132,6 +137,13 @@ def _check_tensors(model: nn.Module, chosen: dict[str, Maskable]) -> None:
                 "One ticket a model: start from a fresh model, or materialize() the ticket first.",
             )
         weight = found.weight
+        if not isinstance(weight, nn.Parameter):
+            raise InferKitError(
+                f"{name!r} is computed from other tensors (weight_norm, pruning), no parameter.",
+                "Remove that first, or exclude the layer.",
+            )
+        if weight.numel() == 0:
+            raise InferKitError(f"{name!r} has no numbers: shape {list(weight.shape)}; exclude it.")
         if weight.device.type == "meta":
             raise InferKitError(
                 f"{name!r} has no storage yet (it is on the meta device).",

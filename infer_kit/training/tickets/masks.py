@@ -26,7 +26,9 @@ Scale = Literal["static", "dynamic"] | None
 
 def kth_smallest(values: Tensor, k: int) -> Tensor:
     """The k-th smallest number (from 1) of a tensor, as a tensor of no dimension on its device."""
-    flat = values.detach().flatten().float()
+    flat = values.detach().flatten()
+    if flat.dtype in (torch.float16, torch.bfloat16):  # of which NumPy knows one, slowly
+        flat = flat.float()
     if flat.device.type == "cpu" and not torch.compiler.is_compiling():
         # NumPy's partial sort is vectorised: many times faster than torch.kthvalue on a CPU.
         found = torch.from_numpy(np.partition(flat.numpy(), k - 1)[k - 1 : k]).squeeze(0)
@@ -45,8 +47,8 @@ class TopK:
     scope="global" (Otsuka et al., arXiv 2402.14029): k = int(N p) over all layers together, t the
     k-th smallest |s| with frozen weights at the ends, m = 1[|s| > t]; then pruned weights are out
     and locked ones in. p is then of all weights, frozen ones included. t is computed once for each
-    change of the scores. With k = 0 everything that is not pruned is kept, where the published code
-    prunes everything.
+    change of the scores; a change through `.data` is noticed at the next train() or eval(). With
+    k = 0 everything that is not pruned is kept, where the published code prunes everything.
 
     Attributes:
         p: share pruned. scope: "layer" or "global".
@@ -232,6 +234,10 @@ class GlobalLevel:
             self._level, self._seen = self.rule.level(keys, p), seen
         return self._level
 
+    def forget(self) -> None:
+        """Compute it anew at the next use: scores written through `.data` are not noticed."""
+        self._seen = None
+
 
 class SupermaskParam(nn.Module):
     """The parametrization of one weight tensor: w -> w m c, with a trained score for each weight.
@@ -298,10 +304,19 @@ class SupermaskParam(nn.Module):
         return self.rule.kept(self.scores.detach(), self.threshold(factor), self.frozen)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """w m c, of weight's shape and dtype."""
+        """w m c, of weight's shape and dtype; of the module's own w without a gradient to it."""
+        if isinstance(weight, nn.Parameter):  # not so what a meta-learner puts in its place
+            weight = weight.detach()
         kept = self.mask()
         m = _StraightThrough.apply(self.scores, kept, self.rule.signed)
         return scaled(weight * m.to(weight.dtype), kept, self.rule, self.scale)
+
+    def train(self, mode: bool = True) -> SupermaskParam:
+        """Also looks at all scores anew, whoever wrote them."""
+        if self.together is not None:
+            self.together.forget()
+        super().train(mode)
+        return self
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         given = state.get(prefix + "identity")

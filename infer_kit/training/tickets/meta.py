@@ -20,7 +20,8 @@ tasks of a batch run at once.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import ClassVar
 
 import torch
@@ -87,9 +88,10 @@ class _Learner(nn.Module):
         def task(x: Tensor, y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
             return self.loss(self._call(self._solved(x, y), query_x), query_y)
 
-        losses = self._each(task)(
-            episodes.support_x, episodes.support_y, episodes.query_x, episodes.query_y
-        )
+        with self._thresholds():
+            losses = self._each(task)(
+                episodes.support_x, episodes.support_y, episodes.query_x, episodes.query_y
+            )
         mean: Tensor = losses.mean()
         return mean
 
@@ -100,7 +102,9 @@ class _Learner(nn.Module):
         def task(x: Tensor, y: Tensor, query_x: Tensor) -> Tensor:
             return self._call(self._solved(x, y), query_x)
 
-        out: Tensor = self._each(task)(episodes.support_x, episodes.support_y, episodes.query_x)
+        with self._thresholds():
+            each = self._each(task)
+            out: Tensor = each(episodes.support_x, episodes.support_y, episodes.query_x)
         return out
 
     def accuracy(self, episodes: Episodes) -> Tensor:
@@ -117,7 +121,8 @@ class _Learner(nn.Module):
         Returns:
             A copy of the model with the weights after the inner loop.
         """
-        phi = self._solved(x, y)
+        with self._thresholds():
+            phi = self._solved(x, y)
         model = self._plain()
         targets = dict(model.named_parameters())
         for name, weight in self._effective(phi).items():
@@ -140,6 +145,9 @@ class _Learner(nn.Module):
 
     def _each(self, task: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return vmap(task, randomness="different")
+
+    def _thresholds(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def _plain(self) -> nn.Module:
         return copy.deepcopy(self.model)
@@ -281,6 +289,18 @@ class MetaTicket(_Learner):
         """SGD on the scores, without weight decay, with the paper's rate."""
         scores = [layer.scores for layer in self.ticket.layers().values()]
         return torch.optim.SGD(scores, lr=lr, momentum=momentum)
+
+    @contextmanager
+    def _thresholds(self) -> Iterator[None]:
+        """Scores do not change within a batch of tasks: one threshold, found outside of `vmap`."""
+        layers = [layer for layer in self.ticket.layers().values() if layer.level is None]
+        for layer, level in [(layer, layer.threshold()) for layer in layers]:
+            layer.level = level
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.level = None
 
     def _plain(self) -> nn.Module:
         return self.ticket.materialize()

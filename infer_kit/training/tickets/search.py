@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,10 +14,17 @@ from torch.utils.hooks import RemovableHandle
 from infer_kit.errors import InferKitError
 from infer_kit.training.tickets import rng
 from infer_kit.training.tickets.freeze import SEARCHED
-from infer_kit.training.tickets.masks import SupermaskParam, Threshold
+from infer_kit.training.tickets.masks import SupermaskParam, Threshold, TopK
 from infer_kit.training.tickets.tickets import Ticket, check_finite
 
 _CHECK_EVERY = 100
+_SEARCHES: weakref.WeakKeyDictionary[torch.optim.Optimizer, EdgePopup]
+_SEARCHES = weakref.WeakKeyDictionary()
+
+
+def search_of(optimizer: torch.optim.Optimizer) -> EdgePopup | None:
+    """The search that is attached to an optimizer."""
+    return _SEARCHES.get(optimizer)
 
 
 class EdgePopup:
@@ -44,7 +53,7 @@ class EdgePopup:
         self.ticket = ticket
         self.layers = ticket.layers()
         self.steps = 0
-        self._optimizer: torch.optim.Optimizer | None = None
+        self._attached: weakref.ref[torch.optim.Optimizer] | None = None
 
     def groups(self, weight_decay: float = 1e-4) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer: the scores, and what else learns, without decay."""
@@ -74,7 +83,7 @@ class EdgePopup:
         Raises:
             InferKitError: the optimizer lacks scores, or the search is attached to one already.
         """
-        if self._optimizer is not None:
+        if self._attached is not None:
             raise InferKitError(
                 "The search is attached to an optimizer already.", "One search has one optimizer."
             )
@@ -86,12 +95,13 @@ class EdgePopup:
                 + (f" and {len(missing) - 1} more tensors." if missing[1:] else "."),
                 "Give it groups() of this search.",
             )
-        self._optimizer = optimizer
+        self._attached = weakref.ref(optimizer)
+        _SEARCHES[optimizer] = self
         return optimizer.register_step_pre_hook(lambda *_: self.step())
 
     def ensure_attached(self, optimizer: torch.optim.Optimizer) -> None:
         """`attach`, unless it is attached to this optimizer."""
-        if self._optimizer is not optimizer:
+        if self._attached is None or self._attached() is not optimizer:
             self.attach(optimizer)
 
     def step(self) -> None:
@@ -149,7 +159,7 @@ class IteRand(EdgePopup):
 
     Raises:
         InferKitError: k_per below 1, r or rerand_rate outside [0, 1]; a rerand_rate with a
-            Threshold, which has no share p.
+            Threshold, which has no share p, or under which only frozen weights count as pruned.
     """
 
     def __init__(
@@ -167,14 +177,20 @@ class IteRand(EdgePopup):
                 "scale.",
                 "Leave rerand_rate at 1, or use TopK.",
             )
+        rule = ticket.spec.rule
+        if rerand_rate != 1 and isinstance(rule, TopK):
+            replace(rule, p=rule.p * rerand_rate).check(ticket.spec.sizes())
         self.k_per, self.r, self.rerand_rate = k_per, r, rerand_rate
+        self._before = 0
         for layer in self.layers.values():
+            if layer.gens is not None:
+                self._before = max(self._before, int(layer.gens.max()))
             layer.keep_generations()
 
     @property
     def events(self) -> int:
-        """How many times weights have been drawn anew."""
-        return self.steps // self.k_per
+        """How many times weights have been drawn anew, by searches before this one too."""
+        return self._before + self.steps // self.k_per
 
     def step(self) -> None:
         """To be called before each optimizer step, unless it is attached; see `EdgePopup.step`."""
@@ -198,6 +214,17 @@ class IteRand(EdgePopup):
         place = torch.unravel_index(index, weight.shape)
         weight[place] = fresh.to(weight.dtype)
         gens[place] = self.events
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the states of model and optimizer."""
+        return super().state_dict() | {"before": self._before}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; see `EdgePopup.load_state_dict`."""
+        rest = dict(state)
+        before = rest.pop("before", 0)
+        super().load_state_dict(rest)
+        self._before = before
 
     def _settings(self) -> dict[str, Any]:
         mine = {"k_per": self.k_per, "r": self.r, "rerand_rate": self.rerand_rate}

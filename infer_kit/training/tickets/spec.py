@@ -63,6 +63,13 @@ class Spec:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
+    def sizes(self) -> dict[str, tuple[int, int, int]]:
+        """How many weights each tensor has, and how many are frozen out and in."""
+        if self.freeze is None:
+            return {name: (tensor.size, 0, 0) for name, tensor in self.tensors.items()}
+        counts = self.freeze.counts(self.shapes())
+        return {name: (self.tensors[name].size, m.pruned, m.locked) for name, m in counts.items()}
+
     def draw(self, name: str, device: torch.device | str | None = None) -> Tensor:
         """float32 initial weights of a tensor, event 0."""
         tensor = self.tensors[name]

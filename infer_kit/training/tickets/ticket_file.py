@@ -17,6 +17,7 @@ import json
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from infer_kit.training.tickets.spec import Spec
 
 FORMAT = 1
 _REDRAWN, _GENS = "#redrawn", "#gens"
+_ATTENTION = "attn_implementation"
 _WIDTHS = (np.uint8, np.uint16, np.uint32)
 
 
@@ -43,6 +45,8 @@ def write(path: str | Path, contents: Contents) -> None:
         InferKitError: there is no such folder.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InferKitError(f"{str(path)!r} is a folder; a ticket is one file.")
     if not path.parent.is_dir():
         raise InferKitError(f"There is no folder {str(path.parent)!r} to write {path.name!r} to.")
     fresh = path.with_name(f".{path.name}.part")
@@ -103,7 +107,7 @@ def read(path: str | Path) -> Contents:
     _check_version(path, said)
     try:
         return _contents(said, tensors)
-    except (KeyError, ValueError, TypeError, zlib.error) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, zlib.error) as error:
         if isinstance(error, InferKitError):
             raise
         raise InferKitError(
@@ -158,6 +162,15 @@ def _contents(said: dict[str, str], tensors: dict[str, Tensor]) -> Contents:
     )
 
 
+def config_of(model: nn.Module) -> dict[str, Any] | None:
+    """The config of a model of transformers, and the attention that it runs with."""
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "to_diff_dict"):
+        return None
+    said: dict[str, Any] = config.to_diff_dict()
+    return said | {_ATTENTION: getattr(config, "_attn_implementation", None)}
+
+
 def build(contents: Contents) -> nn.Module:
     """A model of transformers from the config in the file, with any weights.
 
@@ -172,7 +185,12 @@ def build(contents: Contents) -> nn.Module:
             f"The file of the ticket does not say how to build a {contents.architecture}.",
             f"Build it and use ticket.apply({contents.architecture}(...)).",
         )
-    model = cls(cls.config_class.from_dict(contents.config)).to(contents.dtype).eval()
+    said = dict(contents.config)
+    attention = said.pop(_ATTENTION, None)
+    config = cls.config_class.from_dict(said)
+    # Not cast afterwards, which would round buffers that the model keeps in float32.
+    made = cls._from_config(config, dtype=contents.dtype, attn_implementation=attention)
+    model = made.eval()
     assert isinstance(model, nn.Module)
     return model
 

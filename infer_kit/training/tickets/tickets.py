@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.tickets import ticket_file
-from infer_kit.training.tickets.contents import Contents, checksum, tensors_of
+from infer_kit.training.tickets.contents import Constant, Contents, checksum, tensors_of
 from infer_kit.training.tickets.masks import SupermaskParam
 from infer_kit.training.tickets.size import TicketSize
 from infer_kit.training.tickets.spec import Spec
@@ -57,9 +57,23 @@ class Ticket:
         """bool masks of the weights' shapes, on the CPU, frozen weights included."""
         if self._contents is not None:
             return self._contents.kept
-        layers = self.layers()
-        check_finite(layers)
+        layers = self._looked_at()
         return {name: layer.mask().cpu() for name, layer in layers.items()}
+
+    def _looked_at(self) -> dict[str, SupermaskParam]:
+        """The layers, with scores that are finite and thresholds that are theirs."""
+        layers = self.layers()
+        if set(layers) != set(self.spec.tensors):
+            gone = sorted(set(self.spec.tensors) ^ set(layers))
+            raise InferKitError(
+                f"The model is no longer the one of the ticket: {gone[0]!r} has changed.",
+                "Resize embeddings and replace layers before make_ticket.",
+            )
+        check_finite(layers)
+        for layer in layers.values():
+            if layer.together is not None:
+                layer.together.forget()
+        return layers
 
     @property
     def sparsity(self) -> float:
@@ -84,14 +98,14 @@ class Ticket:
                 for name, layer in layers.items()
                 if layer.gens is not None
             }
-        raw, constants = {}, {}
+        raw: dict[str, Tensor] = {}
+        constants: dict[str, Constant] = {}
         for name, tensor in tensors_of(model, layers).items():
             value = tensor.detach().cpu()
             if (constant := _constant(value)) is None:
                 raw[name] = value.clone().contiguous()
             else:
-                constants[name] = constant
-        config: Any = getattr(model, "config", None)
+                constants[name] = (constant, tuple(value.shape))
         return Contents(
             self.spec,
             next(iter(self.weights().values())).dtype,
@@ -100,7 +114,7 @@ class Ticket:
             raw,
             constants,
             type(model).__name__,
-            config.to_diff_dict() if hasattr(config, "to_diff_dict") else None,
+            ticket_file.config_of(model),
         )
 
     def save(self, path: str | Path) -> None:
@@ -113,11 +127,29 @@ class Ticket:
             path: of the file, by custom with the ending .safetensors.
 
         Raises:
-            InferKitError: scores that are not finite, or no such folder.
+            InferKitError: scores that are not finite; random weights that are not those of the seed
+                any more, because they were trained or rounded; no such folder.
         """
         contents = self.contents()
-        fresh = {name: contents.effective(name) for name in self.spec.tensors}
-        ticket_file.write(path, replace(contents, checksum=checksum(fresh)))
+        if self.model is not None:
+            fresh = {name: contents.effective(name) for name in self.spec.tensors}
+            self._check_drawn(fresh)
+            contents = replace(contents, checksum=checksum(fresh, contents.raw))
+        ticket_file.write(path, contents)
+
+    @torch.no_grad()
+    def _check_drawn(self, fresh: dict[str, Tensor]) -> None:
+        """Whether the model multiplies with the weights that the file will give."""
+        assert self.model is not None
+        for name, (module, attribute) in parametrized(self.model).items():
+            off = (getattr(module, attribute).cpu() - fresh[name]).abs().max()
+            if off != 0:
+                raise InferKitError(
+                    f"{name!r} is not what seed {self.spec.seed} gives any more: up to "
+                    f"{float(off):.2g} off.",
+                    "Random weights were trained or rounded after make_ticket. Convert the model "
+                    "to its dtype before, and save what was trained by materialize().",
+                )
 
     @classmethod
     def load(cls, path: str | Path) -> Ticket:
@@ -158,7 +190,7 @@ class Ticket:
         """
         if self.model is None:
             return self.apply(ticket_file.build(self.contents()))
-        check_finite(self.layers())
+        self._looked_at()
         model = copy.deepcopy(self.model)
         for module, attribute in parametrized(model).values():
             _own_class(module)

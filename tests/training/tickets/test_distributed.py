@@ -50,10 +50,11 @@ def _rank(rank: int, folder: str, rule: str, stop: bool) -> None:
             ddp, loader, loss, 2, search.optimizer(), search=search, progress=False,
             checkpoint=f"{folder}/c", checkpoint_every=4,
         )  # fmt: skip
+        torch.save(model.state_dict(), f"{folder}/{rank}.pt")
     except KeyboardInterrupt:
-        return
-    torch.save(model.state_dict(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+        pass
+    # Freeing the group joins its threads with the interpreter's lock held, which they may wait for.
+    os._exit(0)
 
 
 def _run(folder: Path, rule: str, stops: list[bool]) -> list[dict[str, torch.Tensor]]:

@@ -45,6 +45,21 @@ def test_an_allocation_keeps_the_density(allocation: str, density: float) -> Non
     assert all(-1e-12 <= s <= 1 for s in shares.values())
 
 
+def test_igq_is_one_factor_for_all() -> None:
+    shares = allocate.igq(CONV6, 0.3)
+    sizes = {k: tasks.torch.Size(s).numel() for k, s in CONV6.items()}
+    factors = [shares[k] / (1 - shares[k]) / n for k, n in sizes.items()]
+    assert factors == pytest.approx([factors[0]] * len(factors), rel=1e-9)
+    assert len(set(shares.values())) > 3
+
+
+def test_density_distribution_deals_out_each_by_itself() -> None:
+    for allocation in allocate.ALLOCATIONS.values():
+        pruned, locked = allocate.density_distribution(CONV6, 0.2, 0.3, allocation)
+        assert pruned == allocation(CONV6, 0.8)
+        assert locked == {k: 1 - s for k, s in allocation(CONV6, 0.3).items()}
+
+
 @pytest.mark.parametrize("rule", allocate.RULES)
 @pytest.mark.parametrize("allocation", allocate.ALLOCATIONS)
 def test_frozen_weights_are_counted_and_apart(rule: str, allocation: str) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from infer_kit.training.tickets import Freeze, Threshold, TopK, make_ticket
+from infer_kit.training.tickets.masks import kth_smallest
 from tests.training.tickets import reference, tasks
 
 
@@ -102,3 +103,27 @@ def test_a_threshold_stays() -> None:
     assert float(layer.level) == before and not layer.mask().any()
     dense = make_ticket(tasks.mlp(8, 8, 4), mask_rule=Threshold(0.0))
     assert dense.sparsity == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_kth_smallest_of_every_dtype(dtype: torch.dtype) -> None:
+    values = torch.randn(900, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    values = values.to(dtype)
+    for k in (1, 450, 900):
+        found = kth_smallest(values, k)
+        assert found.dtype == dtype and found == values.sort().values[k - 1]
+
+
+def test_scores_written_through_data_are_looked_at() -> None:
+    model = tasks.mlp(16, 16, 4)
+    ticket = make_ticket(model, mask_rule=TopK(0.5, scope="global"))
+    model(torch.ones(1, 16))
+    for layer in ticket.layers().values():
+        layer.scores.data.mul_(0.5)
+    assert ticket.sparsity == pytest.approx(0.5, abs=0.01)
+    model(torch.ones(1, 16))
+    for layer in ticket.layers().values():
+        layer.scores.data.mul_(0.5)
+    model.eval()
+    kept = sum(int(layer.mask().sum()) for layer in ticket.layers().values())
+    assert kept == 320 - 160

@@ -6,7 +6,16 @@ from torch import nn
 
 from evals.benchmarks.tickets_digits import FewShot, mlp
 from infer_kit.errors import InferKitError
-from infer_kit.training.tickets import ANIL, BOIL, MAML, Episodes, EpisodeSampler, MetaTicket
+from infer_kit.training.tickets import (
+    ANIL,
+    BOIL,
+    MAML,
+    Episodes,
+    EpisodeSampler,
+    MetaTicket,
+    TopK,
+    make_ticket,
+)
 
 NAMES = ["0.weight", "0.bias", "2.weight", "2.bias"]
 
@@ -86,6 +95,31 @@ def test_score_gradients_equal_a_loop(steps: int) -> None:
     optimizer.step()
     for name, p in ours.named_parameters():
         assert torch.equal(p, before[name]) != name.endswith("scores")
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_ticket_of_ones_own_keeps_its_rule(scope: str) -> None:
+    ticket = make_ticket(_net(), mask_rule=TopK(0.5, scope=scope), exclude=["2"])
+    learner = MetaTicket(ticket, "2", inner_lr=0.3)
+    layer = ticket.layers()["0.weight"]
+    learner(_episodes()).backward()
+    mask, sign = layer.mask().double(), 1 if scope == "layer" else layer.scores.detach().sign()
+    mask.requires_grad_()
+    theirs = _net()
+    with torch.no_grad():
+        theirs[0].weight.copy_(ticket.weights()["0.weight"])
+        theirs[0].bias.zero_()
+    _written_out(theirs, NAMES, 1, False, {"0.weight": mask}).backward()
+    torch.testing.assert_close(layer.scores.grad, (mask.grad * sign).float(), rtol=1e-5, atol=1e-7)
+    assert layer.level is None
+
+
+def test_the_head_may_stay_in_the_inner_loop() -> None:
+    e = _episodes()
+    for rate, same in ((0.0, True), (None, False)):
+        learner = MetaTicket(_net(), "2", 0.3, head_lr=rate)
+        solved = learner.solve(e.support_x[0], e.support_y[0])
+        assert torch.equal(solved[2].weight, learner.model[2].weight) == same
 
 
 def test_a_solved_model_says_what_the_learner_predicts() -> None:

@@ -6,6 +6,7 @@ from statistics import mean
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from evals.benchmarks.tickets_digits import Batches, Freezing, Redrawing, loss
 from infer_kit.errors import InferKitError
@@ -132,6 +133,113 @@ def test_wrong_searches_are_refused(digits: tuple) -> None:
         search.layers["0.weight"].scores[0, 0] = torch.inf
     with pytest.raises(InferKitError, match=r"1 of the 1024 scores of '0.weight'"):
         search.step()
+
+
+def test_a_diverged_search_keeps_its_last_checkpoint(tmp_path: Path) -> None:
+    def run(bad: int | None) -> list[float]:
+        model = nn.Linear(8, 4)
+        search = EdgePopup(make_ticket(model))
+        count = 0
+
+        def loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+            nonlocal count
+            count += 1
+            return model(batch).square().sum() * (torch.nan if count == bad else 1)
+
+        return fit(
+            model, [torch.ones(2, 8)] * 10, loss, 1, search.optimizer(lr=0.01), search=search,
+            checkpoint=tmp_path / "c", checkpoint_every=4, progress=False,
+        )  # fmt: skip
+
+    with pytest.raises(InferKitError, match=r"The loss became nan|not finite"):
+        run(8)
+    assert len(run(None)) == 1
+
+
+@pytest.mark.parametrize("how", ["workers", "sampler", "no search named"])
+def test_other_data_resume_exactly(how: str, digits: tuple, tmp_path: Path) -> None:
+    data = TensorDataset(*(part[:200] for part in digits[0]))
+
+    def run(stop: int | None, file: Path | None) -> dict:
+        torch.manual_seed(0)
+        model = _net()
+        search = IteRand(make_ticket(model), 3, r=1.0)
+        count = 0
+
+        def counted(model: nn.Module, batch: tuple) -> torch.Tensor:
+            nonlocal count
+            count += 1
+            if count == stop:
+                raise _Stop
+            return loss(model, batch)
+
+        if how == "workers":
+            batches = DataLoader(data, 50, shuffle=True, num_workers=1)
+        else:
+            generator = torch.Generator().manual_seed(3)
+            batches = DataLoader(data, 50, sampler=RandomSampler(data, generator=generator))
+        named = None if how == "no search named" else search
+        fit(
+            model, batches, counted, 3, search.optimizer(), search=named, checkpoint=file,
+            checkpoint_every=2, progress=False,
+        )  # fmt: skip
+        return model.state_dict()
+
+    whole = run(None, None)
+    with pytest.raises(_Stop):
+        run(8, tmp_path / "c")
+    again = run(None, tmp_path / "c")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_checkpoints_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    model = nn.Linear(8, 4)
+    search = EdgePopup(make_ticket(model))
+    optimizer = search.optimizer()
+    data = TensorDataset(torch.zeros(4, 8))
+
+    def run(batches: object, file: Path) -> None:
+        fit(model, batches, loss, 1, optimizer, checkpoint=file, progress=False)
+
+    with pytest.raises(InferKitError, match="There is no folder"):
+        run([], tmp_path / "none" / "c")
+    with pytest.raises(InferKitError, match="Leave persistent_workers at False"):
+        run(DataLoader(data, num_workers=1, persistent_workers=True), tmp_path / "c")
+    torch.save([1, 2], tmp_path / "c")
+    with pytest.raises(InferKitError, match="the checkpoint of another search, of list"):
+        run([], tmp_path / "c")
+
+
+def test_a_second_search_draws_other_weights() -> None:
+    ticket = make_ticket(nn.Linear(100, 100, bias=False))
+    IteRand(ticket, k_per=1, r=1.0).step()
+    before = ticket.weights()["weight"].clone()
+    again = IteRand(ticket, k_per=1, r=1.0)
+    again.step()
+    assert again.events == 2
+    assert int((ticket.weights()["weight"] != before).sum()) > 4900
+
+
+def test_rerand_rate_spares_more() -> None:
+    layer = nn.Linear(100, 100, bias=False)
+    search = IteRand(make_ticket(layer, mask_rule=TopK(0.5)), 1, r=1.0, rerand_rate=0.4)
+    scores = search.layers["weight"].scores.detach()
+    search.step()
+    expected = ~reference.layer_mask(scores, 0.2)
+    assert torch.equal(search.layers["weight"].gens == 1, expected)
+    frozen = {"mask_rule": TopK(0.5, scope="global"), "frozen": Freeze(0.3, 0.1)}
+    ticket = make_ticket(nn.Linear(100, 100), **frozen)
+    with pytest.raises(InferKitError, match="Nothing is left to search"):
+        IteRand(ticket, 1, 1.0, rerand_rate=0.5)
+
+
+def test_groups_hold_what_else_learns() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4))
+    scores, others = EdgePopup(make_ticket(model, train=["1"])).groups(weight_decay=0.1)
+    assert [p.shape for p in scores["params"]] == [(8, 8), (4, 8)]
+    assert scores["weight_decay"] == 0.1
+    assert {id(p) for p in others["params"]} == {id(model[1].weight), id(model[1].bias)}
+    assert others["weight_decay"] == 0
 
 
 def test_iterand_gains_at_a_narrow_width() -> None:

@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.utils.prune
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -137,14 +140,14 @@ def test_another_seed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InferKitError, match="belongs to another ticket: another seed"):
         two.model.load_state_dict(one.model.state_dict())
     one.save(tmp_path / "t")
-    from safetensors import safe_open
-
     with safe_open(str(tmp_path / "t"), "pt") as file:
         said = file.metadata()
     tensors = load_file(tmp_path / "t")
     forged = said | {"spec": said["spec"].replace('"seed":1', '"seed":2')}
     save_file(tensors, tmp_path / "u", forged)
-    with pytest.raises(InferKitError, match="seed 2 and the masks give here are not those"):
+    with pytest.raises(
+        InferKitError, match="seed 2 and the masks give here, or the other tensors, are not"
+    ):
         Ticket.load(tmp_path / "u").apply(tasks.mlp(64, 32, 10))
     save_file(tensors, tmp_path / "v", said | {"format": "ticket 1, rng 2"})
     with pytest.raises(InferKitError, match=r"versions \(ticket 1, rng 2\)"):
@@ -156,6 +159,67 @@ def test_another_seed_is_refused(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "x", said)
     with pytest.raises(InferKitError, match="damaged: '0.weight' has 255 bytes for 2048 bits"):
         Ticket.load(tmp_path / "x")
+
+
+def test_a_changed_tensor_that_is_not_masked_is_refused(tmp_path: Path) -> None:
+    def net(length: int = 10) -> nn.Module:
+        model = nn.Sequential(nn.Linear(8, 8), nn.Embedding(4, 4))
+        model.place = nn.Parameter(torch.zeros(length, 8))
+        return model
+
+    make_ticket(net()).save(tmp_path / "t")
+    with pytest.raises(InferKitError, match=r"'place' has shape \[10, 8\] in the ticket"):
+        Ticket.load(tmp_path / "t").apply(net(20))
+    with safe_open(str(tmp_path / "t"), "pt") as file:
+        said = file.metadata()
+    tensors = load_file(tmp_path / "t")
+    tensors["1.weight"] *= -1
+    save_file(tensors, tmp_path / "u", said)
+    with pytest.raises(InferKitError, match="or the other tensors, are not those"):
+        Ticket.load(tmp_path / "u").apply(net())
+    save_file(tensors, tmp_path / "v", said | {"dtype": "floot32"})
+    with pytest.raises(InferKitError, match="damaged: AttributeError"):
+        Ticket.load(tmp_path / "v")
+
+
+def test_random_weights_that_changed_are_not_saved(tmp_path: Path) -> None:
+    model = tasks.mlp(8, 8, 4)
+    ticket = make_ticket(model)
+    model.requires_grad_(True)
+    model(torch.ones(2, 8)).sum().backward()
+    assert ticket.weights()["0.weight"].grad is None
+    model.to(torch.bfloat16).float()
+    with pytest.raises(InferKitError, match=r"'0.weight' is not what seed 0 gives any more"):
+        ticket.save(tmp_path / "t")
+    assert not list(tmp_path.iterdir())
+    gpt = tasks.gpt2()
+    grown = make_ticket(gpt)
+    gpt.resize_token_embeddings(50)
+    with pytest.raises(InferKitError, match="no longer the one of the ticket: 'lm_head.weight'"):
+        grown.save(tmp_path / "t")
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", [tasks.LlamaForCausalLM, tasks.GPT2LMHeadModel])
+def test_a_file_tells_dtype_and_attention(kind: type, attention: str, tmp_path: Path) -> None:
+    made = tasks.llama() if kind is tasks.LlamaForCausalLM else tasks.gpt2()
+    settings = {"dtype": torch.bfloat16, "attn_implementation": attention}
+    model = kind._from_config(made.config, **settings).eval()
+    make_ticket(model).save(tmp_path / "t")
+    again = Ticket.load(tmp_path / "t").materialize()
+    ids = torch.arange(24)[None]
+    assert torch.equal(model(ids).logits, again(ids).logits)
+    assert again.config._attn_implementation == attention
+
+
+def test_scores_start_as_they_are_asked_to() -> None:
+    for scores, size in (("edge_popup", 1 / 8), ("kaiming_uniform", (6 / 64) ** 0.5)):
+        ticket = make_ticket(tasks.mlp(64, 64, 10), scores=scores)
+        found = ticket.layers()["0.weight"].scores.detach()
+        assert 0.99 * size < float(found.abs().max()) <= size
+        assert torch.equal(
+            found, make_ticket(tasks.mlp(64, 64, 10), scores=scores).layers()["0.weight"].scores
+        )
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
@@ -186,12 +250,13 @@ def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         ({"scores": "zeros"}, "scores='zeros'"),
         ({"scale": "auto"}, "scale='auto'"),
         ({"mask_rule": 0.5}, "a TopK or a Threshold is expected"),
-        ({"mask_rule": Threshold(), "scale": "static"}, "no fixed sparsity"),
+        ({"mask_rule": Threshold(), "scale": "static"}, "no fixed sparsity below 1"),
         ({"include": ["head"]}, "No layer that can be masked matches 'head'"),
         ({"exclude": ["*"]}, "no weights to mask"),
         ({"train": ["norm"]}, "No parameter matches 'norm'"),
         ({"qk_scale": "n**0.25"}, "no queries and keys"),
         ({"qk_scale": "n"}, "qk_scale='n'"),
+        ({"mask_rule": TopK(1.0), "scale": "static"}, "no fixed sparsity below 1"),
         ({"seed": "a"}, "seed='a', frozen=None: an int and a Freeze"),
         ({"frozen": 0.5}, "seed=0, frozen=0.5: an int and a Freeze"),
         ({"include": "weight"}, "'weight' is one name, and a list of names is expected"),
@@ -200,3 +265,38 @@ def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_wrong_arguments_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(InferKitError, match=message):
         make_ticket(tasks.mlp(8, 8, 4), **arguments)
+
+
+def _empty() -> nn.Module:
+    model = nn.Linear(4, 4)
+    model.weight = nn.Parameter(torch.empty(0, 4))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "parametrization already"),
+        (
+            lambda: torch.nn.utils.prune.random_unstructured(nn.Linear(4, 4), "weight", 0.5),
+            "pruning",
+        ),
+        (lambda: nn.LazyLinear(4), "has no shape yet"),
+        (_empty, r"has no numbers: shape \[0, 4\]"),
+        (lambda: nn.Linear(4, 4, device="meta"), "has no storage yet"),
+        (lambda: torch.compile(nn.Linear(4, 4)), "wrapped in a OptimizedModule"),
+    ],
+)
+def test_what_cannot_be_masked_is_refused(model: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(InferKitError, match=message):
+        make_ticket(model())
+
+
+def test_what_is_refused_is_not_changed(tmp_path: Path) -> None:
+    model = nn.Linear(4, 4)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    with pytest.raises(InferKitError, match="No parameter matches 'nope'"):
+        make_ticket(model, train=["nope"])
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    with pytest.raises(InferKitError, match="is a folder"):
+        make_ticket(model).save(tmp_path)
