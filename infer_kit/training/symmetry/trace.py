@@ -1,0 +1,294 @@
+"""Which units of a model may be reordered, found from its graph of operators."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from infer_kit.errors import InferKitError
+from infer_kit.training.symmetry.atoms import (
+    Atom,
+    Axes,
+    TensorAxes,
+    find,
+    fix_all,
+    fixed,
+    free,
+    leaves,
+)
+from infer_kit.training.symmetry.calling import arguments_of, evaluating
+from infer_kit.training.symmetry.rules import Call, called
+from infer_kit.training.symmetry.spec import Factor, Frozen, PermSpec
+
+_OUTPUT = "the model's output"
+_INPUT = "the model's input"
+_UNUSED = "no operator reads it"
+
+
+def discover(model: nn.Module, x: Any, strict: bool = False) -> PermSpec:
+    """Find the orders of hidden units that leave a model's function as it is.
+
+    The model is exported (`torch.export`) and its operators are walked: each says which axes of its
+    tensors belong together. Nothing is written by hand; an operator without a rule fixes all that it
+    touches and is reported, so that a symmetry may be missed but none is made up.
+
+    Source: the symmetries are those of Git Re-Basin (Ainsworth et al., ICLR 2023, section 2), which
+    gives them by hand for each architecture.
+
+    Args:
+        model: any module that `torch.export` takes. It is traced in eval mode; its mode, and the
+            cache of a model of transformers, are as before afterwards.
+        x: an example: a tensor, a tuple of positional arguments or a mapping of named ones.
+        strict: refuse a model with an operator that has no rule.
+
+    Returns:
+        The spec, with a report of what is fixed and why (`print(spec)`, `spec.frozen`).
+
+    Raises:
+        InferKitError: the model cannot be exported (names the operator), or `strict` and an operator
+            has no rule.
+    """
+    program = _exported(model, x)
+    walk = _Walk()
+    axes = _state_axes(model, walk)
+    placeholders = _placeholders(program, axes)
+    outputs = walk.graph(program.graph_module, placeholders)
+    for out in outputs:
+        fix_all(out, _OUTPUT)
+    if strict and walk.unknown:
+        raise InferKitError(
+            f"There is no rule for {', '.join(walk.unknown)}.",
+            "Add one with infer_kit.training.symmetry.rule, or leave strict=False: what such an "
+            "operator touches is then fixed.",
+        )
+    return _spec(model, axes, walk)
+
+
+def _exported(model: nn.Module, x: Any) -> ExportedProgram:
+    args, kwargs = arguments_of(x)
+    try:
+        with evaluating(model), torch.no_grad():
+            return torch.export.export(model, args, kwargs, strict=False)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise InferKitError(
+            f"{type(model).__name__} cannot be exported, so nothing of it is known to be free: "
+            f"{type(error).__name__}: {said[:400]}",
+            "torch.export must be able to trace the model on this example: no branch on the values "
+            "of a tensor, and a meta kernel for each custom operator "
+            "(torch.library.register_fake).",
+        ) from error
+
+
+def _state_axes(model: nn.Module, walk: _Walk) -> dict[str, Axes]:
+    """Fresh atoms for each tensor of the state dict; a tensor under two names has one record."""
+    records: dict[int, Axes] = {}
+    axes: dict[str, Axes] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            continue  # what get_extra_state() returned
+        if id(tensor) not in records:
+            records[id(tensor)] = TensorAxes(free(size) for size in tensor.shape)
+        axes[name] = records[id(tensor)]
+    return axes
+
+
+def _placeholders(program: ExportedProgram, axes: dict[str, Axes]) -> list[Axes | None]:
+    """Axes of what goes into the graph: parameters and buffers, constants, inputs."""
+    nodes = [n for n in program.graph_module.graph.nodes if n.op == "placeholder"]
+    found: list[Axes | None] = []
+    for node, spec in zip(nodes, program.graph_signature.input_specs, strict=True):
+        value = node.meta.get("val")
+        state = spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
+        if state and spec.target in axes:
+            found.append(axes[spec.target])
+        elif isinstance(value, Tensor):
+            why = _INPUT if spec.kind == InputKind.USER_INPUT else f"the constant {spec.target}"
+            found.append(TensorAxes(fixed(int(size), why) for size in value.shape))
+        else:
+            found.append(None)
+    return found
+
+
+class _Walk:
+    """Goes through a graph, and through the graphs that it calls.
+
+    Attributes:
+        unknown: operators without a rule and where they were met. outputs: axes of what each leaf
+            module puts out. read: atoms of the tensors that some operator reads.
+    """
+
+    def __init__(self) -> None:
+        self.unknown: dict[str, None] = {}
+        self.outputs: dict[str, Axes] = {}
+        self.read: set[int] = set()
+
+    def graph(self, module: fx.GraphModule, inputs: list[Any]) -> list[Axes]:
+        """The axes of all tensors that come out of a graph."""
+        values: dict[fx.Node, Any] = {}
+        given = iter(inputs)
+        out: list[Axes] = []
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(given)
+            elif node.op == "get_attr":
+                values[node] = self._attribute(module, str(node.target))
+            elif node.op == "output":
+                flat: list[Any] = []
+                fx.map_arg(node.args, lambda n, flat=flat: flat.append(values[n]))
+                for value in flat:
+                    out.extend(_tensors(value))
+            else:
+                values[node] = self._call(node, values)
+        return out
+
+    def _attribute(self, module: fx.GraphModule, name: str) -> Any:
+        value: Any = module
+        for part in name.split("."):
+            value = getattr(value, part)
+        if isinstance(value, Tensor):
+            return TensorAxes(fixed(size, f"the constant {name}") for size in value.shape)
+        return value
+
+    def _call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        target: Any = node.target
+        args = fx.map_arg(node.args, lambda n: values[n])
+        kwargs = fx.map_arg(node.kwargs, lambda n: values[n])
+        for value in [*args, *kwargs.values()]:
+            for axes in _tensors(value):
+                self.read.add(id(axes))
+        if target is operator.getitem:
+            return args[0][args[1]]
+        shapes = _shapes(node.meta.get("val"))
+        where = _where(node)
+        graphs = [a for a in args if isinstance(a, fx.GraphModule)]
+        if graphs and len(graphs) == 1 and "wrap_with" in str(target):
+            # A part of the model under no_grad or autocast: it is as if it were here.
+            inputs = list(args[args.index(graphs[0]) + 1 :])
+            out = [TensorAxes(axes) for axes in self.graph(graphs[0], inputs)]
+            return out if isinstance(node.meta.get("val"), (tuple, list)) else out[0]
+        if isinstance(target, torch._ops.OpOverload):
+            arguments = target._schema.arguments
+            named = dict(zip((a.name for a in arguments), args, strict=False)) | dict(kwargs)
+            full = [
+                named.get(a.name, a.default_value if a.has_default_value() else None)
+                for a in arguments
+            ]
+            name = f"{target.namespace}.{_functional(target._schema.name.split('::')[-1])}"
+            call = Call(name, where, shapes, tuple(a.name for a in arguments), _used(node))
+            found = called(call, torch.Tag.pointwise in target.tags, full)
+        else:
+            call = Call(str(target), where, shapes)
+            found = called(call, False, [*args, *kwargs.values()])
+        if found is None:
+            self.unknown[call.why] = None
+            found = [call.fixed(shape) for shape in shapes]
+        made = [TensorAxes(axes) for axes in found]
+        value = node.meta.get("val")
+        if isinstance(value, (tuple, list)):
+            return made
+        if made and where:
+            self.outputs[where] = made[0]
+        return made[0] if made else None
+
+
+def _used(node: fx.Node) -> frozenset[int]:
+    """Which of the tensors that come out of a call something reads."""
+    several = isinstance(node.meta.get("val"), (tuple, list))
+    return frozenset(
+        int(str(user.args[1])) if several and user.target is operator.getitem else 0
+        for user in node.users
+        if user.users or user.op == "output"
+    )
+
+
+def _functional(name: str) -> str:
+    """The name of the operator that does the same without changing its argument."""
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def _tensors(value: Any) -> list[Axes]:
+    if isinstance(value, TensorAxes):
+        return [value]
+    if isinstance(value, (tuple, list)):
+        return [axes for item in value for axes in _tensors(item)]
+    return []
+
+
+def _shapes(value: Any) -> tuple[tuple[int, ...], ...]:
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return tuple(tuple(int(n) for n in v.shape) for v in values if isinstance(v, Tensor))
+
+
+def _where(node: fx.Node) -> str:
+    """Path of the innermost module that the node belongs to."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [str(path) for path, _ in stack.values()]
+    return paths[-1].removeprefix("L['self'].").removeprefix("L__self___") if paths else ""
+
+
+def _spec(model: nn.Module, axes: dict[str, Axes], walk: _Walk) -> PermSpec:
+    state = model.state_dict(keep_vars=True)
+    first: dict[int, str] = {}
+    same: dict[str, str] = {}
+    for name in axes:
+        owner = first.setdefault(id(axes[name]), name)
+        if owner != name:
+            same[name] = owner
+        elif id(axes[name]) not in walk.read:
+            fix_all(axes[name], _UNUSED)
+    groups: dict[Atom, str] = {}
+    sizes: dict[str, int] = {}
+    frozen: list[Frozen] = []
+
+    def factors(name: str, number: int, axis: list[Atom]) -> tuple[Factor, ...]:
+        found: list[Factor] = []
+        parts = leaves(axis)
+        for place, atom in enumerate(parts):
+            root = find(atom)
+            if root.why is not None:
+                frozen.append(Frozen(name, number, root.size, root.why))
+                found.append((None, root.size))
+                continue
+            if root not in groups:
+                label = f"{name}[{number}]" + (f".{place}" if len(parts) > 1 else "")
+                groups[root] = label
+                sizes[label] = root.size
+            found.append((groups[root], root.size))
+        return tuple(found)
+
+    spec_axes = {
+        name: tuple(factors(name, i, axis) for i, axis in enumerate(tensor))
+        for name, tensor in axes.items()
+        if name not in same
+    }
+    for name, owner in same.items():
+        spec_axes[name] = spec_axes[owner]
+
+    def of_output(axis: list[Atom]) -> tuple[Factor, ...]:
+        return tuple((groups.get(find(atom)), atom.size) for atom in leaves(axis))
+
+    leaf = {name for name, module in model.named_modules() if not any(module.children())}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return PermSpec(
+        groups=sizes,
+        axes={name: spec_axes[name] for name in axes},
+        shapes={name: tuple(state[name].shape) for name in axes},
+        weights=frozenset(parameters & set(axes)),
+        same=same,
+        outputs={
+            name: tuple(of_output(axis) for axis in out)
+            for name, out in walk.outputs.items()
+            if name in leaf
+        },
+        frozen=tuple(frozen),
+        unknown=tuple(walk.unknown),
+    )
+
+

@@ -1,0 +1,289 @@
+"""Units found from the graph: every order of them leaves the function as it is."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from infer_kit.errors import InferKitError
+from infer_kit.training.symmetry import discover, rule
+from infer_kit.training.symmetry.calling import outputs_of
+from tests.training.symmetry.models import FAMILIES, TiedLM, gpt2, made, resnet, shake
+
+_ALL = list(FAMILIES)
+
+
+def _error(before: list[Tensor], after: list[Tensor]) -> float:
+    return max(
+        float((a - b).abs().max() / a.abs().max()) for a, b in zip(before, after, strict=True)
+    )
+
+
+@pytest.mark.parametrize("family", _ALL)
+def test_every_group_may_take_any_order(family: str) -> None:
+    for seed, (dtype, tol) in enumerate([(torch.float64, 1e-12), (torch.float32, 1e-5)]):
+        model, x = made(family, seed, dtype)
+        if "llama" in family:
+            tol = 1e-5  # its norms and rotations are computed in float32
+        spec = discover(model, x)
+        assert len(spec.groups) == FAMILIES[family][1], spec
+        state = model.state_dict(keep_vars=True)
+        before = outputs_of(model, x)
+        for attempt in range(3):
+            perms = spec.random(attempt)
+            moved = spec.apply(perms, state)
+            assert _error(before, outputs_of(model, x, moved)) <= tol
+        for group in spec.groups:  # each on its own, and each matters
+            alone = spec.identity() | {group: perms[group]}
+            assert _error(before, outputs_of(model, x, spec.apply(alone, state))) <= tol
+        back = spec.apply(spec.inverse(perms), moved)
+        assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("family", _ALL)
+def test_reordering_a_part_only_is_seen(family: str) -> None:
+    """The outputs do depend on the order: what is tested above is not empty."""
+    model, x = made(family, 3)
+    spec = discover(model, x)
+    state = model.state_dict(keep_vars=True)
+    before = outputs_of(model, x)
+    moved = spec.apply(spec.random(1), state)
+    for group in spec.groups:
+        holders = [
+            name for name, axes in spec.axes.items()
+            if name not in spec.same and any(g == group for axis in axes for g, _ in axis)
+        ]  # fmt: skip
+        errors = []
+        for name in holders:
+            half = dict(moved)
+            for other, owner in {name: name, **spec.same}.items():
+                if owner == name:
+                    half[other] = state[name]
+            errors.append(_error(before, outputs_of(model, x, half)))
+        assert max(errors) > 1e-4, group
+
+
+def test_composition_and_inverse() -> None:
+    model, x = made("grouped cnn", 0)
+    spec = discover(model, x)
+    state = model.state_dict()
+    p, q = spec.random(1), spec.random(2)
+    both = spec.apply(spec.compose(q, p), state)
+    after = spec.apply(q, spec.apply(p, state))
+    assert all(torch.equal(both[name], after[name]) for name in state)
+    undone = spec.compose(spec.inverse(p), p)
+    assert all(torch.equal(undone[g], torch.arange(n)) for g, n in spec.groups.items())
+
+
+def test_gather_convention_on_composite_axes() -> None:
+    """new[i] = old[p[i]], an index of an axis by its factors, the slowest first."""
+    model, x = made("attention", 0)
+    spec = discover(model, x)
+    perms = spec.random(5)
+    state = model.state_dict()
+    heads, features = (group for group, _ in spec.axes["v.weight"][0])
+    (stream,) = (group for group, _ in spec.axes["v.weight"][1])
+    new = spec.apply(perms, state)["v.weight"]
+    for h, d, c in itertools.product(range(4), range(6), range(24)):
+        old = state["v.weight"][perms[heads][h] * 6 + perms[features][d], perms[stream][c]]
+        assert new[h * 6 + d, c] == old
+
+
+def test_inputs_outputs_and_running_statistics() -> None:
+    torch.manual_seed(0)
+    model = resnet()
+    shake(model)
+    spec = discover(model, torch.randn(2, 3, 8, 8))
+    assert all(group is None for group, _ in spec.axes["0.weight"][1])
+    assert all(group is None for group, _ in spec.axes["8.weight"][0])
+    ((group, _),) = spec.axes["1.running_var"][0]
+    assert ((group, 8),) == spec.axes["0.weight"][0] == spec.axes["1.weight"][0]
+    assert "1.running_var" not in spec.weights and "1.weight" in spec.weights
+    assert {f.why for f in spec.frozen if f.tensor == "8.bias"} == {"the model's output"}
+
+
+def test_tied_and_unused_tensors() -> None:
+    torch.manual_seed(0)
+    model = TiedLM()
+    spec = discover(model, torch.randint(0, 30, (2, 7)))
+    assert spec.same == {"head.weight": "tokens.weight"}
+    assert {f.why for f in spec.frozen if f.tensor == "unused"} == {"no operator reads it"}
+    moved = spec.apply(spec.random(0), model.state_dict(keep_vars=True))
+    assert moved["head.weight"] is moved["tokens.weight"]
+    assert not torch.equal(moved["head.weight"], model.head.weight)
+    # state_dict() gives a tensor of its own to each name: both are reordered alike.
+    apart = spec.apply(spec.random(0), model.state_dict())
+    assert torch.equal(apart["head.weight"], apart["tokens.weight"])
+
+
+class _Odd(nn.Module):
+    """Something with an operator of no rule between two layers."""
+
+    def __init__(self, odd: object) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(6, 8), nn.Linear(8, 9), nn.Linear(9, 5)
+        self.odd = odd
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.three(torch.relu(self.two(self.odd(self.one(x)))))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("odd", "operator"),
+    [
+        (lambda x: x.sort(-1)[0], "aten.sort"),
+        (lambda x: torch.fft.rfft(x, dim=-1).abs().repeat(1, 2)[:, :8], "aten.fft_rfft"),
+        (lambda x: F.local_response_norm(x[:, :, None], 3)[:, :, 0], None),
+        (lambda x: x.cumsum(-1), None),
+        (lambda x: torch.cat([-x[:, 4:], x[:, :4]], -1), None),
+        (lambda x: x.roll(1, -1), None),
+        (lambda x: x.flip(-1), None),
+        (lambda x: x * torch.arange(8), None),
+        (lambda x: x[:, torch.tensor([3, 1, 2, 0, 4, 5, 7, 6])], None),
+        (lambda x: x.gather(1, torch.randint(0, 8, (2, 8)) * 0 + 1), None),
+        (lambda x: x.masked_fill(torch.eye(2, 8).bool(), 0.0), None),
+        (lambda x: x.unfold(-1, 3, 1).sum(-1).repeat(1, 2)[:, :8], None),
+        (lambda x: x.tril(), None),
+        (lambda x: x.max(-1, keepdim=True)[1] * x, None),
+        (lambda x: x.argmax(-1, keepdim=True) + x, None),
+    ],
+)  # fmt: skip
+def test_what_depends_on_the_order_is_fixed(odd: object, operator: str | None) -> None:
+    torch.manual_seed(0)
+    model = _Odd(odd).double()
+    x = torch.randn(2, 6).double()
+    spec = discover(model, x)
+    assert list(spec.groups) == ["two.weight[0]"]
+    assert spec.check(model, x) < 1e-12
+    assert any(f.tensor == "one.weight" and f.axis == 0 for f in spec.frozen)
+    if operator is None:
+        assert not any("sort" in name for name in spec.unknown)
+    else:
+        assert spec.unknown[0].startswith(operator)
+        assert operator in str(spec)
+        with pytest.raises(InferKitError, match=f"There is no rule for {operator}"):
+            discover(model, x, strict=True)
+
+
+@pytest.mark.parametrize(
+    "even",
+    [
+        lambda x: x * x.softmax(-1) + x.logsumexp(-1, keepdim=True),
+        lambda x: x / x.norm(dim=-1, keepdim=True),
+        lambda x: F.normalize(x, dim=-1) + x.std(-1, keepdim=True),
+        lambda x: x - x.mean(-1, keepdim=True) + x.amax(-1, keepdim=True),
+        lambda x: torch.where(x > 0, x, x.var(-1, keepdim=True)),
+        lambda x: torch.stack([x, -x], 1).select(1, 0),
+        lambda x: torch.cat([x[None], -x[None]]).max(0)[0],
+        lambda x: x.max(-1, keepdim=True)[0] + x,
+        lambda x: x.repeat(3, 1)[:2] + x[:, :],
+        lambda x: x.unsqueeze(1).expand(-1, 5, -1).flatten(0, 1).unflatten(0, (2, 5)).sum(1),
+        lambda x: x.add_(torch.zeros(8)).mul_(2),
+        lambda x: (x.T @ x).softmax(0) @ x.T.contiguous() @ x.new_ones(2, 2) @ x.new_ones(2, 8)
+        + x.sum(),
+        lambda x: F.prelu(x, torch.full((8,), 0.2, dtype=x.dtype)),
+        lambda x: x.split([8], -1)[0].chunk(1, -1)[0],
+    ],
+)  # fmt: skip
+def test_what_is_alike_to_all_units_passes(even: object) -> None:
+    class Model(_Odd):
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.odd(self.one(x))  # type: ignore[operator]
+            if hidden.shape != (2, 8):  # the product above, which sums the units
+                hidden = self.one(x) + hidden.mean()
+            return self.three(torch.relu(self.two(hidden)))
+
+    torch.manual_seed(0)
+    model = Model(even).double()
+    x = torch.randn(2, 6).double()
+    spec = discover(model, x)
+    assert not spec.unknown
+    assert set(spec.groups) == {"one.weight[0]", "two.weight[0]"}
+    assert spec.check(model, x) < 1e-12
+
+
+def test_a_rule_of_ones_own() -> None:
+    @torch.library.custom_op("symmetry_test::twice", mutates_args=())
+    def twice(x: Tensor) -> Tensor:
+        return 2 * x
+
+    @twice.register_fake
+    def _(x: Tensor) -> Tensor:
+        return torch.empty_like(x)
+
+    model, x = _Odd(twice), torch.randn(2, 6)
+    assert discover(model, x).unknown == ("symmetry_test.twice",)
+
+    @rule("symmetry_test.twice")
+    def passes(call: object, axes: list) -> list:
+        return axes
+
+    spec = discover(model, x)
+    assert set(spec.groups) == {"one.weight[0]", "two.weight[0]"}
+    assert spec.check(model, x) < 1e-5
+
+
+def test_a_wrong_rule_is_found_by_check() -> None:
+    from infer_kit.training.symmetry.rules import RULES
+
+    @rule("aten.cumsum")
+    def wrong(call: object, axes: list, *rest: object) -> list:
+        return axes
+
+    before = RULES.pop("aten.cumsum")
+    try:
+        RULES["aten.cumsum"] = wrong
+        model, x = _Odd(lambda x: x.cumsum(-1)), torch.randn(2, 6)
+        with pytest.raises(InferKitError, match=r"outputs differ by .* at most 1e-05"):
+            discover(model, x).check(model, x)
+    finally:
+        del before
+        from infer_kit.training.symmetry.rules import along
+
+        RULES["aten.cumsum"] = along
+
+
+def test_a_model_that_cannot_be_exported() -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(6, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.one(x) if x.sum() > 0 else self.one(-x)
+
+    with pytest.raises(InferKitError, match=r"Branch cannot be exported.*(item|bool|eq|Eq|guard)"):
+        discover(Branch(), torch.randn(2, 6))
+
+
+def test_the_model_is_left_as_it_is() -> None:
+    model, x = gpt2()
+    model.train()
+    model.transformer.wte.eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    discover(model, x).check(model, x)
+    assert model.training and not model.transformer.wte.training
+    assert model.config.use_cache
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_states_and_permutations_that_do_not_fit() -> None:
+    model, x = made("mlp", 0)
+    spec = discover(model, x)
+    state = model.state_dict()
+    with pytest.raises(InferKitError, match=r"no tensor '2.weight'"):
+        spec.apply(spec.identity(), {k: v for k, v in state.items() if k != "2.weight"})
+    with pytest.raises(InferKitError, match=r"'0.weight' has shape \[9, 7\].* \[9, 6\]"):
+        spec.apply(spec.identity(), state | {"0.weight": torch.zeros(9, 7)})
+    with pytest.raises(InferKitError, match="no tensor 'more', the state has"):
+        spec.apply(spec.identity(), state | {"more": torch.zeros(9)})
+    with pytest.raises(InferKitError, match="no permutation of the group '0.weight"):
+        spec.apply({}, state)
+    with pytest.raises(InferKitError, match="is no permutation of 9 units"):
+        spec.apply(spec.identity() | {"0.weight[0]": torch.zeros(9, dtype=torch.int64)}, state)
+    with pytest.raises(InferKitError, match="no group 'other'"):
+        spec.apply(spec.identity() | {"other": torch.arange(3)}, state)
