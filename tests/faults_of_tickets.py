@@ -117,7 +117,7 @@ TICKET_MUTANTS = (
     _fault(
         "the checksum is not looked at",
         "contents.py",
-        "        if self.checksum and checksum(fresh) != self.checksum:",
+        "        if self.checksum and checksum(fresh, self.raw) != self.checksum:",
         "        if False:",
         FILES,
     ),
