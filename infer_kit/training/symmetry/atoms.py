@@ -15,7 +15,6 @@ Axis = list["Atom"]
 Axes = list[Axis]
 
 
-
 class TensorAxes(list[Axis]):
     """Axes of a tensor, told apart from lists of numbers by their type."""
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from infer_kit.training.symmetry.placed import Placed, modes
+
 
 def arguments_of(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """An example as positional and named arguments: a tensor, a tuple of arguments, or a mapping."""
+    """Positional and named arguments of an example: a tensor, a tuple or a mapping."""
     if isinstance(x, Mapping):
         return (), dict(x)
     if isinstance(x, (tuple, list)):
@@ -20,37 +22,31 @@ def arguments_of(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (x,), {}
 
 
+def called_with(model: nn.Module, x: Any) -> Any:
+    """What the model returns for an example."""
+    args, kwargs = arguments_of(x)
+    return model(*args, **kwargs)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in eval mode and, if it is of transformers, without a cache among its outputs."""
-    modes = {module: module.training for module in model.modules()}
     config = getattr(model, "config", None)
     cached = getattr(config, "use_cache", None)
-    model.eval()
-    if cached:
-        config.use_cache = False  # type: ignore[union-attr]
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        if cached:
-            config.use_cache = cached  # type: ignore[union-attr]
+    with modes(model):
+        try:
+            if cached:
+                config.use_cache = False  # type: ignore[union-attr]
+            yield
+        finally:
+            if cached:
+                config.use_cache = cached  # type: ignore[union-attr]
 
 
-def outputs_of(
-    model: nn.Module, x: Any, state: Mapping[str, Tensor] | None = None
-) -> list[Tensor]:
+def outputs_of(model: nn.Module, x: Any, state: Mapping[str, Tensor] | None = None) -> list[Tensor]:
     """All tensors that the model puts out for an example, with another state if one is given."""
-    args, kwargs = arguments_of(x)
     with torch.no_grad(), evaluating(model):
-        if state is None:
-            out = model(*args, **kwargs)
-        else:
-            out = torch.func.functional_call(model, dict(state), args, kwargs, tie_weights=True)
-    return [leaf for leaf in tree_leaves(_plain(out)) if isinstance(leaf, Tensor)]
-
-
-def _plain(out: Any) -> Any:
-    """Outputs of transformers are dataclasses that are mappings, known to pytree or not."""
-    return list(out.values()) if isinstance(out, Mapping) else out
+        out = called_with(model, x) if state is None else Placed(model, state)(called_with, x)
+    # Outputs of transformers are mappings, which pytree knows or not.
+    plain = list(out.values()) if isinstance(out, Mapping) else out
+    return [leaf for leaf in tree_leaves(plain) if isinstance(leaf, Tensor)]

@@ -112,9 +112,7 @@ def inner(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum(dtype=torch.float64))
 
 
-def pairs_of(
-    spec: PermSpec, a: State | Sequence[State], b: State | Sequence[State]
-) -> list[Pair]:
+def pairs_of(spec: PermSpec, a: State | Sequence[State], b: State | Sequence[State]) -> list[Pair]:
     """The weights of all pairs of states, unfolded; the pairs along one dimension that stays."""
     first = [a] if isinstance(a, Mapping) else list(a)
     second = [b] if isinstance(b, Mapping) else list(b)
@@ -282,9 +280,7 @@ def rows(tensor: Tensor, dim: int) -> Tensor:
     return tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
 
 
-def reordered(
-    tensor: Tensor, dims: Sequence[str | None], perms: Mapping[str, Tensor]
-) -> Tensor:
+def reordered(tensor: Tensor, dims: Sequence[str | None], perms: Mapping[str, Tensor]) -> Tensor:
     """An unfolded tensor with the groups that are given in their new order."""
     for dim, group in enumerate(dims):
         if group is not None and group in perms:

@@ -169,7 +169,7 @@ class PermSpec:
         hint = "Trace the model whose state this is: discover(model, x)."
         for name, shape in self.shapes.items():
             if name not in state:
-                raise InferKitError(f"The state has no tensor {name!r}, the traced model has.", hint)
+                raise InferKitError(f"The state has no {name!r}, the traced model has.", hint)
             if tuple(state[name].shape) != shape:
                 raise InferKitError(
                     f"{name!r} has shape {list(state[name].shape)} in the state and {list(shape)} "
@@ -178,7 +178,7 @@ class PermSpec:
                 )
         for name in state:
             if name not in self.shapes:
-                raise InferKitError(f"The traced model has no tensor {name!r}, the state has.", hint)
+                raise InferKitError(f"The traced model has no {name!r}, the state has.", hint)
 
     def check_perms(self, perms: Mapping[str, Tensor]) -> None:
         """Whether there is one permutation for each group.

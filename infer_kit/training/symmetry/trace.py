@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from infer_kit.errors import InferKitError
+from infer_kit.training.symmetry import rules_of_layers, rules_of_shapes  # noqa: F401
 from infer_kit.training.symmetry.atoms import (
     Atom,
     Axes,
@@ -35,8 +35,8 @@ def discover(model: nn.Module, x: Any, strict: bool = False) -> PermSpec:
     """Find the orders of hidden units that leave a model's function as it is.
 
     The model is exported (`torch.export`) and its operators are walked: each says which axes of its
-    tensors belong together. Nothing is written by hand; an operator without a rule fixes all that it
-    touches and is reported, so that a symmetry may be missed but none is made up.
+    tensors belong together. Nothing is written by hand; an operator without a rule fixes all that
+    it touches and is reported, so that a symmetry may be missed but none is made up.
 
     Source: the symmetries are those of Git Re-Basin (Ainsworth et al., ICLR 2023, section 2), which
     gives them by hand for each architecture.
@@ -51,8 +51,8 @@ def discover(model: nn.Module, x: Any, strict: bool = False) -> PermSpec:
         The spec, with a report of what is fixed and why (`print(spec)`, `spec.frozen`).
 
     Raises:
-        InferKitError: the model cannot be exported (names the operator), or `strict` and an operator
-            has no rule.
+        InferKitError: the model cannot be exported (says where), or `strict` and an operator has
+            no rule.
     """
     program = _exported(model, x)
     walk = _Walk()
@@ -141,7 +141,7 @@ class _Walk:
                 values[node] = self._attribute(module, str(node.target))
             elif node.op == "output":
                 flat: list[Any] = []
-                fx.map_arg(node.args, lambda n, flat=flat: flat.append(values[n]))
+                fx.map_arg(node.args, lambda n: flat.append(values[n]))  # noqa: B023
                 for value in flat:
                     out.extend(_tensors(value))
             else:
@@ -158,8 +158,8 @@ class _Walk:
 
     def _call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         target: Any = node.target
-        args = fx.map_arg(node.args, lambda n: values[n])
-        kwargs = fx.map_arg(node.kwargs, lambda n: values[n])
+        args: Any = fx.map_arg(node.args, lambda n: values[n])
+        kwargs: Any = fx.map_arg(node.kwargs, lambda n: values[n])
         for value in [*args, *kwargs.values()]:
             for axes in _tensors(value):
                 self.read.add(id(axes))
@@ -290,5 +290,3 @@ def _spec(model: nn.Module, axes: dict[str, Axes], walk: _Walk) -> PermSpec:
         frozen=tuple(frozen),
         unknown=tuple(walk.unknown),
     )
-
-

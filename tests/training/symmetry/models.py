@@ -229,7 +229,13 @@ _SIZES = {
 
 def gpt2(attention: str = "sdpa") -> Made:
     config = tf.GPT2Config(
-        vocab_size=30, n_embd=16, n_head=4, n_layer=2, n_positions=12, bos_token_id=0, eos_token_id=0
+        vocab_size=30,
+        n_embd=16,
+        n_head=4,
+        n_layer=2,
+        n_positions=12,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     return _text(config, tf.GPT2LMHeadModel, attention)
 

@@ -118,7 +118,9 @@ def test_no_group_alone_can_be_bettered() -> None:
 
 
 def type_like(layer: nn.Module) -> nn.Module:
-    return nn.Linear(layer.in_features, layer.out_features) if isinstance(layer, nn.Linear) else layer
+    return (
+        nn.Linear(layer.in_features, layer.out_features) if isinstance(layer, nn.Linear) else layer
+    )
 
 
 def test_identical_states_give_the_identity() -> None:
@@ -137,9 +139,7 @@ def test_pairs_add_up() -> None:
     firsts = [made("attention", s)[0].state_dict() for s in (1, 2, 3)]
     seconds = [made("attention", s)[0].state_dict() for s in (4, 5, 6)]
     found = match(spec, firsts, seconds)
-    by_hand = sum(
-        _objective(spec, found.perms, a, b) for a, b in zip(firsts, seconds, strict=True)
-    )
+    by_hand = sum(_objective(spec, found.perms, a, b) for a, b in zip(firsts, seconds, strict=True))
     assert found.objective == pytest.approx(by_hand, rel=1e-10)
     # The same pair many times is one pair, as is a pair of any scale.
     one = match(spec, firsts[0], seconds[0], start="identity")
