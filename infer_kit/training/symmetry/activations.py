@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ def activation_match(
     b: Mapping[str, Tensor],
     data: Iterable[Any],
     correlation: bool = True,
-    start: str | Perms = "identity",
+    start: str | Perms | Sequence[str | Perms] = ("identity", "signature"),
     restarts: int = 0,
     seed: int = 0,
     sweeps: int = 100,
@@ -70,10 +70,11 @@ def activation_match(
     for name in names:
         if name not in sides[0]:
             continue
+        for side in sides:
+            if not torch.isfinite(side[name]).all():
+                raise InferKitError(f"What {name!r} puts out is not finite.")
         dims, first = _units(spec.outputs[name], sides[0][name], correlation)
         _, second = _units(spec.outputs[name], sides[1][name], correlation)
-        if not (torch.isfinite(first).all() and torch.isfinite(second).all()):
-            raise InferKitError(f"What {name!r} puts out is not finite.")
         pairs.append(Pair(dims, first, second))
     found = descend(spec, pairs, start, restarts, seed, sweeps)
     return Match(found.perms, found.objective, float("nan"), found.history, found.start)
@@ -94,7 +95,7 @@ def _recorded(
     for name in names:
 
         def keep(_module: nn.Module, _args: object, out: Any, name: str = name) -> None:
-            found[name].append(out.detach())
+            found[name].append(out.detach().clone())  # which what follows may work on in place
 
         hooks.append(modules[name].register_forward_hook(keep))
     try:

@@ -145,7 +145,7 @@ def _pull(
         logits, targets = placed.run(predict, batch)
         loss = cross_entropy(logits, targets)
         if not torch.isfinite(loss):
-            raise InferKitError(f"The midpoint's loss is {float(loss)}.", "Lower lr.")
+            raise InferKitError(f"The midpoint's loss is {float(loss.detach())}.", "Lower lr.")
         loss.backward()
     for name, tensor in theta.items():
         grad = placed.values[placed.names[name]].grad

@@ -355,10 +355,10 @@ def test_what_does_not_fit_is_refused() -> None:
             call(model, a, {**b, "0.weight": torch.ones(5, 5)}, x)
         with pytest.raises(InferKitError, match="it has 'other', which this Sequential has not"):
             call(model, {**a, "other": x}, {**b, "other": x}, x)
-        with pytest.raises(InferKitError, match="states lack '2.bias', which the model has"):
+        with pytest.raises(InferKitError, match="it lacks '2.bias' of this Sequential"):
             call(model, *({k: v for k, v in s.items() if k != "2.bias"} for s in (a, b)), x)
         wide = {name: torch.ones([2 * n for n in v.shape]) for name, v in a.items()}
-        with pytest.raises(InferKitError, match=r"'0.weight' is \[10, 8\] in the states"):
+        with pytest.raises(InferKitError, match=r"'0.weight' has shape \[10, 8\] in it"):
             call(model, wide, wide, x)
         with pytest.raises(InferKitError, match="names '1', which is no Linear or convolution"):
             call(model, a, b, x, layers=["0", "1"])
