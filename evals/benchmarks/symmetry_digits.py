@@ -17,7 +17,6 @@ from infer_kit.training.symmetry import (
     barrier,
     coreset_herding,
     coreset_random,
-    condense,
     discover,
     effective_rank,
     evaluate,
@@ -57,7 +56,12 @@ class Batches:
 
 
 def trained(
-    model: nn.Module, data: Split, seed: int, epochs: int, lr: float, decay: float = 0.0,
+    model: nn.Module,
+    data: Split,
+    seed: int,
+    epochs: int,
+    lr: float,
+    decay: float = 0.0,
     size: int = 128,
 ) -> tuple[State, State]:
     """States before and after training from a seed."""
@@ -81,7 +85,6 @@ class Merging:
 
     pair: str
     seed: int
-    quick: bool
 
     def run(self) -> dict[str, float]:
         (train_a, test_a), (train_b, test_b) = _splits(self.pair)
@@ -165,9 +168,7 @@ class Width:
             trained(model, train, seed, self.epochs, 0.1, self.decay)[1]
             for seed in (self.seed, self.seed + 100)
         )
-        curve = barrier(
-            model, a, b, [test], steps=11, calibrate_on=[held], progress=False
-        )
+        curve = barrier(model, a, b, [test], steps=11, calibrate_on=[held], progress=False)
         matched = spec.apply(match(spec, a, b).perms, b)
         shuffled = spec.apply(spec.random(0), b)
         middle = curve.midpoint

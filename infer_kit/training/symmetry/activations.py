@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from infer_kit.errors import InferKitError
-from infer_kit.training.symmetry.matching import Match, Pair, descend
+from infer_kit.training.symmetry.descent import Pair
+from infer_kit.training.symmetry.matching import Match, descend
 from infer_kit.training.symmetry.merging import Predict, classification
 from infer_kit.training.symmetry.placed import Placed, modes
 from infer_kit.training.symmetry.spec import Factor, Perms, PermSpec

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from infer_kit.errors import InferKitError
+from infer_kit.training.symmetry.descent import (
+    RISE,
+    Descent,
+    Pair,
+    assignment,
+    inner,
+    reordered,
+)
 from infer_kit.training.symmetry.spec import Factor, Perms, PermSpec, State
-
-_RISE = 1e-7  # of the objective, that an order must win to be taken: above the rounding of float32
 
 
 @dataclass(frozen=True)
@@ -33,25 +38,6 @@ class Match:
     distance: float
     history: tuple[float, ...]
     start: str
-
-
-@dataclass
-class Pair:
-    """Two tensors with one dimension for each atom.
-
-    Attributes:
-        dims: the group of each dimension, None for one that stays.
-        a, b: [size of each dimension], float32 or float64; b in its present order.
-        objective: <a, b> of the present order.
-    """
-
-    dims: tuple[str | None, ...]
-    a: Tensor
-    b: Tensor
-    objective: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.objective = inner(self.a, self.b)
 
 
 def match(
@@ -105,11 +91,6 @@ def match(
         tuple(value + constant for value in best.history),
         best.start,
     )
-
-
-def inner(a: Tensor, b: Tensor) -> float:
-    """<a, b>, summed in float64."""
-    return float((a * b).sum(dtype=torch.float64))
 
 
 def pairs_of(spec: PermSpec, a: State | Sequence[State], b: State | Sequence[State]) -> list[Pair]:
@@ -198,7 +179,7 @@ def descend(
     best: Match | None = None
     for name, perms in named:
         found = _from(spec, pairs, perms, name, seed, sweeps)
-        if best is None or found.objective > best.objective + _RISE * abs(best.objective):
+        if best is None or found.objective > best.objective + RISE * abs(best.objective):
             best = found
     assert best is not None
     return best
@@ -208,84 +189,30 @@ def _from(
     spec: PermSpec, pairs: list[Pair], perms: Perms, name: str, seed: int, sweeps: int
 ) -> Match:
     spec.check_perms(perms)
-    pairs = [Pair(pair.dims, pair.a, reordered(pair.b, pair.dims, perms)) for pair in pairs]
+    descent = Descent(
+        [Pair(pair.dims, pair.a, reordered(pair.b, pair.dims, perms)) for pair in pairs]
+    )
     perms = dict(perms)
-    having: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        for group in dict.fromkeys(g for g in pair.dims if g is not None):
-            having.setdefault(group, []).append(pair)
     generator = torch.Generator().manual_seed(seed)
-    groups = list(having)
+    groups = list(descent.having)
     dirty = set(groups)
-    history = [sum(pair.objective for pair in pairs)]
+    history = [descent.objective()]
     for _ in range(sweeps):
         for i in torch.randperm(len(groups), generator=generator).tolist():
             group = groups[i]
             if group not in dirty:
                 continue
             dirty.discard(group)
-            order = _improve(group, having[group], history[-1])
+            order = descent.improve(group)
             if order is None:
                 continue
             perms[group] = perms[group][order]
-            for pair in having[group]:
-                dirty.update(g for g in pair.dims if g is not None and g != group)
-                if pair.dims.count(group) > 1:
-                    dirty.add(group)
-        history.append(sum(pair.objective for pair in pairs))
+            dirty |= descent.changed(group)
+        history.append(descent.objective())
         if not dirty:
             break
-    return Match(perms, history[-1], 0.0, tuple(history), name)
-
-
-def _improve(group: str, pairs: list[Pair], objective: float) -> Tensor | None:
-    """Put one group into its best order; None, and nothing is changed, if J does not rise."""
-    cost: Tensor | None = None
-    for pair in pairs:
-        for dim, other in enumerate(pair.dims):
-            if other == group:
-                found = rows(pair.a, dim) @ rows(pair.b, dim).T
-                cost = found if cost is None else cost + found.to(cost.device)
-    assert cost is not None
-    order = assignment(cost)
-    if order is None:
-        return None
-    step = {group: order}
-    new = [reordered(pair.b, pair.dims, step) for pair in pairs]
-    values = [inner(pair.a, b) for pair, b in zip(pairs, new, strict=True)]
-    rise = sum(values) - sum(pair.objective for pair in pairs)
-    if rise <= _RISE * abs(objective):
-        return None
-    for pair, b, value in zip(pairs, new, values, strict=True):
-        pair.b, pair.objective = b, value
-    return order
-
-
-def assignment(gain: Tensor) -> Tensor | None:
-    """The order q with the largest sum of gain[i, q[i]], int64 [n]; None for the present one."""
-    n = gain.shape[0]
-    here = torch.arange(n)
-    best = gain.argmax(1).cpu()
-    if torch.equal(best, here):
-        return None
-    if len(torch.unique(best)) == n:
-        return best  # each row has its own largest entry: nothing can be better
-    _, columns = linear_sum_assignment(gain.cpu().double().numpy(), maximize=True)
-    order = torch.from_numpy(columns)
-    return None if torch.equal(order, here) else order
-
-
-def rows(tensor: Tensor, dim: int) -> Tensor:
-    """[size of the dimension, all the rest]."""
-    return tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
-
-
-def reordered(tensor: Tensor, dims: Sequence[str | None], perms: Mapping[str, Tensor]) -> Tensor:
-    """An unfolded tensor with the groups that are given in their new order."""
-    for dim, group in enumerate(dims):
-        if group is not None and group in perms:
-            tensor = tensor.index_select(dim, perms[group].to(tensor.device))
-    return tensor
+    objective = sum(inner(pair.a, pair.b) for pair in descent.pairs)
+    return Match(perms, objective, 0.0, tuple(history), name)
 
 
 def signature(spec: PermSpec, pairs: list[Pair]) -> Perms:
@@ -305,7 +232,7 @@ def signature(spec: PermSpec, pairs: list[Pair]) -> Perms:
             gains[group] = gains[group] + found.to(gains[group].device) if group in gains else found
     perms = spec.identity()
     for group, gain in gains.items():
-        order = assignment(gain)
+        order, _ = assignment(gain)
         perms[group] = perms[group] if order is None else order
     return perms
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from evals.benchmarks.symmetry_models import Attention, mlp, shake
 from infer_kit.errors import InferKitError
 from infer_kit.training.symmetry import activation_match, discover, match, next_token
-from tests.training.symmetry.models import Attention, made, mlp, shake
+from tests.training.symmetry.models import made
 
 
 def _data(model: nn.Module, *shape: int, batches: int = 3) -> list[tuple[Tensor, Tensor]]:

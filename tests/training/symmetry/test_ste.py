@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from evals.benchmarks.symmetry_models import mlp, resnet, shake
 from infer_kit.errors import InferKitError
 from infer_kit.training.symmetry import PermSpec, discover, match, ste_match
-from tests.training.symmetry.models import mlp, resnet, shake
 
 Batch = tuple[Tensor, Tensor]
 

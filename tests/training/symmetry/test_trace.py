@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from evals.benchmarks.symmetry_models import TiedLM, gpt2, resnet, shake
 from infer_kit.errors import InferKitError
 from infer_kit.training.symmetry import discover, rule
 from infer_kit.training.symmetry.calling import outputs_of
-from tests.training.symmetry.models import FAMILIES, TiedLM, gpt2, made, resnet, shake
+from tests.training.symmetry.models import FAMILIES, made
 
 _ALL = list(FAMILIES)
 

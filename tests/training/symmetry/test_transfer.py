@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from evals.benchmarks.symmetry_models import mlp, resnet, shake
 from infer_kit.errors import InferKitError
 from infer_kit.training.symmetry import (
     LinearTrajectory,
@@ -21,7 +22,6 @@ from infer_kit.training.symmetry import (
 )
 from infer_kit.training.symmetry.calling import outputs_of
 from infer_kit.training.symmetry.sgd import gradient
-from tests.training.symmetry.models import mlp, resnet, shake
 
 State = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor]
