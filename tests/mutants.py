@@ -30,6 +30,7 @@ from tests.faults_of_explanation import EXPLANATION_MUTANTS
 from tests.faults_of_harness import HARNESS_MUTANTS
 from tests.faults_of_methods import METHOD_MUTANTS
 from tests.faults_of_rewards import REWARD_MUTANTS
+from tests.faults_of_symmetry import SYMMETRY_MUTANTS
 from tests.faults_of_tickets import TICKET_MUTANTS
 from tests.faults_of_vllm import VLLM_MUTANTS
 from tests.faults_of_vocab import VOCAB_MUTANTS
@@ -45,6 +46,7 @@ MUTANTS = (
     *EXPLANATION_MUTANTS,
     *HARNESS_MUTANTS,
     *CONCEPT_MUTANTS,
+    *SYMMETRY_MUTANTS,
     *TICKET_MUTANTS,
 )
 
