@@ -26,6 +26,11 @@ PROMISES = {
         "bits, 1.",
         "another process writes the same: True",
     ),
+    "merge_two_networks": (
+        "in a random order the outputs differ by",
+        "by activations",
+        "the better of the two alone:",
+    ),
     "evaluate_and_compare": ("direct  accuracy/walk", "difference +", "again: nothing was left"),
     "sweep_the_weight": ("RED: accuracy over 60 requests", "best: ", "among 5 colours: ["),
     "your_own_method": ("('image', 'black')", "right by alpha:", "page of:"),

@@ -3,7 +3,8 @@
 python docs/figures/draw.py                     # writes docs/figures/*; needs matplotlib
 python docs/figures/draw.py red tickets         # only these
 
-All but `tickets_measured`, which trains for a minute and a half, take a few seconds.
+All but `tickets_measured` and `symmetry_measured`, which train for a minute and a half and for
+twenty seconds, take a few seconds.
 """
 
 import statistics
@@ -341,6 +342,164 @@ def tickets() -> None:
     picture.save("tickets")
 
 
+def symmetry() -> None:
+    """Two networks, one of them put into the order of the other, and their average."""
+    picture = Picture(9.6, 2.86)
+    wide, tall, step, low = 0.4, 0.3, 0.5, 1.26
+    across = 3 * step + wide
+    kinds = ("image", "text", "other", "question")
+
+    def network(x: float, order: Sequence[int], name: str, label: str) -> None:
+        picture.text(x + across / 2, 2.58, name, size=9.5, weight="bold")
+        for y, said in ((low + 0.72, "output"), (low - 0.68, "input")):
+            picture.box(x, y, across, 0.26, COLOURS["noise"], said, size=7.5)
+        for place, unit in enumerate(order):
+            left = x + place * step
+            middle = left + wide / 2
+            picture.arrow((middle, low - 0.42), (middle, low))
+            picture.arrow((middle, low + tall), (middle, low + 0.72))
+            said = label.replace("*", str(unit + 1))
+            picture.box(left, low, wide, tall, COLOURS[kinds[unit]], said, size=8.5)
+
+    first, other, aligned, middle = (0.3, 2.6, 5.0, 7.4)
+    network(first, (0, 1, 2, 3), "a", "$a_*$")
+    network(other, (2, 0, 3, 1), "b", "$b_*$")
+    network(aligned, (0, 1, 2, 3), "P b", "$b_*$")
+    network(middle, (0, 1, 2, 3), "½ a + ½ P b", "$\\overline{ab}_*$")
+    for x, said in ((other + across, "P"), (aligned + across, "average")):
+        end = aligned if said == "P" else middle
+        picture.arrow((x + 0.02, low + tall / 2), (end - 0.02, low + tall / 2))
+        picture.text((x + end) / 2, low + tall / 2 + 0.17, said, size=7.5, colour=MUTED)
+    note = (
+        "P b computes what b computes, with each of its units in the place of the unit of a "
+        "that is most like it."
+    )
+    picture.text(0.3, 0.26, note, size=8, colour=MUTED, ha="left")
+    picture.save("symmetry")
+
+
+def symmetry_measured() -> None:
+    """Barriers by width, and transfer step by step, on digits; prints what it draws."""
+    from infer_kit.canvas import canvas, saved
+
+    widths = (16, 32, 64, 128, 256)
+    barriers: dict[str, list[tuple[float, ...]]] = {}
+    for width in widths:
+        runs = [_barriers(width, seed) for seed in SEEDS]
+        for name in runs[0]:
+            barriers.setdefault(name, []).append(tuple(run[name] for run in runs))
+    runs = [_transfers(512, seed) for seed in SEEDS]
+    carried = {name: [*zip(*(run[name] for run in runs), strict=True)] for name in runs[0]}
+    figure, (left, right) = canvas(9.6, 3.7, columns=2)
+    colours = ("#7b8794", "#b08900", "#0b7285", "#2f9e44", "#c2410c")
+    for axes, found, x in ((left, barriers, widths), (right, carried, range(11))):
+        for colour, (name, values) in zip(colours, found.items(), strict=False):
+            means = [statistics.mean(v) for v in values]
+            sds = [statistics.stdev(v) for v in values]
+            shown = zip(x, means, sds, strict=True)
+            print(name, *(f"{at}: {mean:.3g} ± {sd:.2g}" for at, mean, sd in shown))
+            style = {"marker": "o", "markersize": 3.5, "linewidth": 1.3, "capsize": 2}
+            axes.errorbar(x, means, sds, color=colour, label=name, **style)
+        axes.tick_params(labelsize=7.5)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=6.8)
+    left.set_xscale("log", base=2)
+    left.set_xticks(widths, [str(width) for width in widths])
+    left.set_xlabel("width of the two hidden layers", fontsize=8)
+    left.set_ylabel("barrier on 300 test digits, nats", fontsize=8)
+    right.set_xlabel("step t of the transfer", fontsize=8)
+    right.set_ylabel("accuracy on 500 test digits, %", fontsize=8)
+    print("wrote", saved(figure, HERE / "symmetry_measured.png"))
+
+
+class _Batches:
+    """Digits with their labels, in a new order in each epoch."""
+
+    def __init__(self, x: Any, y: Any, seed: int, size: int = 64) -> None:
+        import torch
+
+        self.x, self.y, self.size = x, y, size
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return -(-len(self.y) // self.size)
+
+    def __iter__(self) -> Iterator[Any]:
+        import torch
+
+        for i in torch.randperm(len(self.y), generator=self.generator).split(self.size):
+            yield self.x[i], self.y[i]
+
+
+def _trained(sizes: Sequence[int], seed: int, epochs: int = 20) -> tuple[Any, Any, Any]:
+    """An MLP, and its states before and after training on digits."""
+    import torch
+    from torch import nn
+
+    from infer_kit.training.symmetry import fit
+
+    torch.manual_seed(seed)
+    layers = [part for pair in pairwise(sizes) for part in (nn.Linear(*pair), nn.ReLU())]
+    model = nn.Sequential(*layers[:-1])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x, y, train, _ = _split()
+    return model, before, fit(model, before, _Batches(x[train], y[train], seed), epochs, 0.05).state
+
+
+def _barriers(width: int, seed: int) -> dict[str, float]:
+    """Between two networks that were trained from different seeds."""
+    from infer_kit.training.symmetry import activation_match, barrier, discover, match
+
+    sizes = (64, width, width, 10)
+    (model, _, a), (_, _, b) = _trained(sizes, seed), _trained(sizes, seed + 100)
+    x, y, train, test = _split()
+    held, judge = (
+        [(x[test[:200]], y[test[:200]])],
+        [(x[test[200:]], y[test[200:]])],
+    )
+    spec = discover(model, x[:2])
+    by_weights = match(spec, a, b).perms
+    by_what_they_do = activation_match(model, spec, a, b, [(x[train], y[train])]).perms
+    found = {}
+    for name, perms in (
+        ("no permutation", spec.identity()),
+        ("matched by weights", by_weights),
+        ("matched by activations", by_what_they_do),
+    ):
+        moved = spec.apply(perms, b)
+        curve = barrier(model, a, moved, judge, steps=11, calibrate_on=held, progress=False)
+        found[name] = curve.barrier
+        if name == "no permutation":
+            found[f"{name}, calibrated"] = curve.calibrated_barrier
+    return found
+
+
+def _transfers(width: int, seed: int) -> dict[str, list[float]]:
+    """Accuracy in percent at each of ten steps."""
+    from infer_kit.training.symmetry import LinearTrajectory, Transfer, discover
+
+    sizes = (64, width, 10)
+    model, first, last = _trained(sizes, seed)
+    _, target, own = _trained(sizes, seed + 100)
+    x, y, train, test = _split()
+    carry = Transfer(
+        model,
+        discover(model, x[:2]),
+        LinearTrajectory(first, last, 10),
+        target,
+        judge=[(x[test], y[test])],
+        progress=False,
+    )
+    found = {
+        "as they are (naive)": carry.naive(),
+        "random order": carry.random(seed),
+        "the target's own training (oracle)": carry.oracle(own),
+        "GMT": carry.gmt(_Batches(x[train], y[train], seed + 300)),
+        "FGMT": carry.fgmt(_Batches(x[train], y[train], seed + 300)),
+    }
+    return {name: [100 * value for value in result.curve] for name, result in found.items()}
+
+
 SEEDS = range(4)
 
 
@@ -407,33 +566,28 @@ class Measured:
     bits: int
 
 
+def _split() -> tuple[Any, Any, Any, Any]:
+    """scikit-learn's digits, their labels, and the indices to train and to test on."""
+    import torch
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    x = torch.tensor((found.data / 16 - 0.3) / 0.37, dtype=torch.float32)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    return x, torch.tensor(found.target), order[:1297], order[1297:]
+
+
 def _digits(
     width: int, rule: Any = None, frozen: Any = None, r: float = 0.0, k_per: int = 30
 ) -> Measured:
     """An MLP of 64-width-width-10 on scikit-learn's digits; no rule: its weights are trained."""
     import torch
-    from sklearn.datasets import load_digits
     from torch import nn
 
     from infer_kit.training.tickets import IteRand, fit, make_ticket
 
     torch.set_num_threads(1)
-    found = load_digits()
-    x = torch.tensor((found.data / 16 - 0.3) / 0.37, dtype=torch.float32)
-    y = torch.tensor(found.target)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    train, test = order[:1297], order[1297:]
-
-    class Batches(list[int]):
-        """Of 64, in a new order in each epoch."""
-
-        def __init__(self, seed: int) -> None:
-            super().__init__(range(-(-len(train) // 64)))
-            self.generator = torch.Generator().manual_seed(seed)
-
-        def __iter__(self) -> Iterator[Any]:
-            for i in train[torch.randperm(len(train), generator=self.generator)].split(64):
-                yield x[i], y[i]
+    x, y, train, test = _split()
 
     accuracies, bits = [], 0
     for seed in SEEDS:
@@ -450,7 +604,7 @@ def _digits(
             optimizer = search.optimizer(lr=0.1, weight_decay=5e-4)
         fit(
             model,
-            Batches(seed),
+            _Batches(x[train], y[train], seed),
             lambda m, batch: nn.functional.cross_entropy(m(batch[0]), batch[1]),
             epochs=60,
             optimizer=optimizer,
@@ -470,7 +624,7 @@ DRAWINGS = {
     draw.__name__: draw
     for draw in (
         *(red, parallel_icl, contrastive, vocabularies, rewards, concepts),
-        *(tickets, tickets_measured),
+        *(tickets, tickets_measured, symmetry, symmetry_measured),
     )
 }
 

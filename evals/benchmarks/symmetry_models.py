@@ -267,9 +267,11 @@ def shake(model: nn.Module) -> None:
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name.endswith("running_var"):
-                tensor.uniform_(0.5, 2.0)
+                tensor.uniform_(0.8, 1.25)
             elif tensor.is_floating_point() and tensor.dim() == 1:
                 tensor.add_(0.3 * torch.randn_like(tensor))
+            elif tensor.dim() > 1 and not tensor.any():  # heads that begin at 0
+                tensor.normal_(std=0.1)
             elif tensor.dim() > 1 and tensor.std() < 0.05:  # as transformers draws them
                 tensor.mul_(8)
 

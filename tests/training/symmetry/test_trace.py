@@ -107,6 +107,23 @@ def test_inputs_outputs_and_running_statistics() -> None:
     assert {f.why for f in spec.frozen if f.tensor == "8.bias"} == {"the model's output"}
 
 
+def test_parts_of_what_is_fixed_are_fixed() -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 4), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(torch.tanh(self.one(x.unflatten(1, (2, 3)))).flatten(1))
+
+    torch.manual_seed(0)
+    model, x = Parts().double(), torch.randn(4, 6).double()
+    spec = discover(model, x)
+    assert spec.groups == {"one.weight[0]": 4}
+    assert spec.axes["two.weight"][1] == ((None, 2), ("one.weight[0]", 4))
+    assert spec.check(model, x) < 1e-12
+
+
 def test_tied_and_unused_tensors() -> None:
     torch.manual_seed(0)
     model = TiedLM()
