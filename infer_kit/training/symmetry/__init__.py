@@ -1,6 +1,7 @@
 """Permutation symmetry of networks: tracing, matching, merging, connectivity, transfer."""
 
 from infer_kit.training.symmetry.activations import activation_match
+from infer_kit.training.symmetry.atoms import Axes, fix, unify
 from infer_kit.training.symmetry.batch_norm import reestimate_bn
 from infer_kit.training.symmetry.calibration import Calibration, calibrate
 from infer_kit.training.symmetry.connectivity import (
@@ -43,6 +44,7 @@ from infer_kit.training.symmetry.transfer import Transfer, TransferResult
 __all__ = [
     "LEWC",
     "Additivity",
+    "Axes",
     "Calibration",
     "Call",
     "Curve",
@@ -72,6 +74,7 @@ __all__ = [
     "evaluate",
     "features_of",
     "fit",
+    "fix",
     "gradient_distance",
     "interpolate",
     "lewc",
@@ -82,5 +85,6 @@ __all__ = [
     "rule",
     "ste_match",
     "transfer_figure",
+    "unify",
     "weak_additivity",
 ]

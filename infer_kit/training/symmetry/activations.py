@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -61,21 +62,21 @@ def activation_match(
     if not batches:
         raise InferKitError("There is no batch to match activations on.", "Give at least one.")
     names = [n for n, axes in spec.outputs.items() if any(g for axis in axes for g, _ in axis)]
-    if not names:
+    sides = [_recorded(model, state, batches, names, predict) for state in (a, b)]
+    if not sides[0]:
         raise InferKitError(
-            "No module of its own puts out units that may move.",
+            "No module that is called once puts out units that may move.",
             "Match by weights: match(spec, a, b).",
         )
-    sides = [_recorded(model, spec, state, batches, names, predict) for state in (a, b)]
     pairs = []
     for name in names:
         if name not in sides[0]:
-            continue
+            continue  # it is called twice for a batch, and so does two things
         for side in sides:
             if not torch.isfinite(side[name]).all():
                 raise InferKitError(f"What {name!r} puts out is not finite.")
-        dims, first = _units(spec.outputs[name], sides[0][name], correlation)
-        _, second = _units(spec.outputs[name], sides[1][name], correlation)
+        dims, first = _units(name, spec.outputs[name], sides[0][name], correlation)
+        _, second = _units(name, spec.outputs[name], sides[1][name], correlation)
         pairs.append(Pair(dims, first, second))
     found = descend(spec, pairs, start, restarts, seed, sweeps)
     return Match(found.perms, found.objective, float("nan"), found.history, found.start)
@@ -83,7 +84,6 @@ def activation_match(
 
 def _recorded(
     model: nn.Module,
-    spec: PermSpec,
     state: Mapping[str, Tensor],
     batches: list[Any],
     names: list[str],
@@ -96,7 +96,8 @@ def _recorded(
     for name in names:
 
         def keep(_module: nn.Module, _args: object, out: Any, name: str = name) -> None:
-            found[name].append(out.detach().clone())  # which what follows may work on in place
+            if isinstance(out, Tensor):
+                found[name].append(out.detach().clone())  # which what follows may work on in place
 
         hooks.append(modules[name].register_forward_hook(keep))
     try:
@@ -113,15 +114,25 @@ def _recorded(
 
 
 def _units(
-    axes: tuple[tuple[Factor, ...], ...], out: Tensor, correlation: bool
+    name: str, axes: tuple[tuple[Factor, ...], ...], out: Tensor, correlation: bool
 ) -> tuple[tuple[str | None, ...], Tensor]:
     """One dimension for each group, then one of all that stays, centred along it."""
-    if axes[0] and any(group for group, _ in axes[0]):
-        raise InferKitError("The first axis of what a module puts out is one of its units.")
-    rest = [size for axis in axes[1:] for _, size in axis]
-    tensor = out.float() if out.dtype != torch.float64 else out
-    tensor = tensor.reshape(-1, *rest)
-    kinds = [None, *(group for axis in axes[1:] for group, _ in axis)]
+    kinds: list[str | None] = []
+    sizes: list[int] = []
+    for axis, size in zip(axes, out.shape, strict=True):
+        if not any(group for group, _ in axis):
+            kinds.append(None)
+            sizes.append(size)  # of a batch or a text, which may be others than were traced
+            continue
+        if size != prod(n for _, n in axis):
+            raise InferKitError(
+                f"What {name!r} puts out has {list(out.shape)}, and its units were traced with "
+                f"{prod(n for _, n in axis)} where there are {size}.",
+                "Trace the model on inputs of the size that it is matched on.",
+            )
+        kinds += [group for group, _ in axis]
+        sizes += [n for _, n in axis]
+    tensor = (out if out.dtype == torch.float64 else out.float()).reshape(sizes)
     move = [i for i, group in enumerate(kinds) if group is not None]
     stay = [i for i, group in enumerate(kinds) if group is None]
     tensor = tensor.permute(*move, *stay).reshape(*(tensor.shape[i] for i in move), -1)

@@ -31,16 +31,19 @@ def called_with(model: nn.Module, x: Any) -> Any:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in eval mode and, if it is of transformers, without a cache among its outputs."""
-    config = getattr(model, "config", None)
-    cached = getattr(config, "use_cache", None)
+    # A decoder beside an encoder has a configuration of its own.
+    configs = [getattr(module, "config", None) for module in model.modules()]
+    cached: list[Any] = []
     with modes(model):
         try:
-            if cached:
-                config.use_cache = False  # type: ignore[union-attr]
+            for config in configs:
+                if getattr(config, "use_cache", None) is True:
+                    config.use_cache = False  # type: ignore[union-attr]
+                    cached.append(config)
             yield
         finally:
-            if cached:
-                config.use_cache = cached  # type: ignore[union-attr]
+            for config in cached:
+                config.use_cache = True
 
 
 def outputs_of(model: nn.Module, x: Any, state: Mapping[str, Tensor] | None = None) -> list[Tensor]:

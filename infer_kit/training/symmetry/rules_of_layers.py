@@ -206,3 +206,27 @@ def spatial(call: Call, x: Axes, *rest: object) -> Any:
     fix_all(x[-wide:], call.why)
     out = [[*x[:-wide], *call.fixed(shape[len(shape) - wide :])] for shape in call.shapes]
     return out[0] if len(out) == 1 else out
+
+
+@rule("aten._weight_norm", "aten._weight_norm_interface")
+def weight_norm(call: Call, v: Axes, g: Axes, dim: int = 0) -> Any:
+    out = elementwise(call, v, g)
+    return out if len(call.shapes) == 1 else [out, g]
+
+
+@rule("aten.vdot", "aten.inner")
+def inner(call: Call, a: Axes, b: Axes) -> Axes:
+    if len(a) != 1 or len(b) != 1:
+        return unknown(call, [a, b])[0]
+    unify(a[0], b[0], call.why)
+    return []
+
+
+@rule("aten.bilinear")
+def bilinear(call: Call, a: Axes, b: Axes, weight: Axes, bias: Axes | None = None) -> Axes:
+    unify(a[-1], weight[1], call.why)
+    unify(b[-1], weight[2], call.why)
+    if bias:
+        unify(weight[0], bias[0], call.why)
+    batch = elementwise(call.of_shape(*[1] * (len(a) - 1)), a[:-1], b[:-1])
+    return [*batch, weight[0]]

@@ -246,6 +246,21 @@ def diff(call: Call, x: Axes, n: int = 1, dim: int = -1, *rest: object) -> Axes:
     return [fixed(call.shape[place], call.why) if i == place else a for i, a in enumerate(x)]
 
 
+@rule("aten.sort", "aten.topk", "aten.kthvalue", "aten.median")
+def ranked(call: Call, x: Axes, *rest: object) -> Any:
+    """Values and places of an axis in an order of theirs; the other axes pass."""
+    dim = call.named("dim", (x, *rest))
+    if dim is None:
+        return unknown(call, [x])
+    place = place_of(dim, x)
+    fix(x[place], call.why)
+    if call.shape and len(call.shape) == len(x):
+        out = [*x[:place], fixed(call.shape[place], call.why), *x[place + 1 :]]
+    else:
+        out = [*x[:place], *x[place + 1 :]]
+    return [out for _ in call.shapes]
+
+
 @rule("aten.cat", "aten.concat", "aten.concatenate")
 def cat(call: Call, tensors: list[Axes], dim: int = 0) -> Axes:
     tensors = [tensor for tensor in tensors if len(tensor) == len(call.shape)]

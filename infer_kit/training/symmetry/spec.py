@@ -23,11 +23,13 @@ class Frozen:
     """An axis, or a factor of one, that may not be reordered.
 
     Attributes:
-        tensor: name in the state dict. axis: its number. size: places. why: the reason.
+        tensor: name in the state dict. axis: its number. factor: number of the factor, the slowest
+            is 0. size: its places. why: the reason.
     """
 
     tensor: str
     axis: int
+    factor: int
     size: int
     why: str
 
@@ -64,12 +66,14 @@ class PermSpec:
         moving = sum(prod(self.shapes[name]) for name in self._moving())
         total = sum(prod(shape) for name, shape in self.shapes.items() if name not in self.same)
         lines = [
-            f"{len(self.groups)} groups of {sum(self.groups.values())} units; they reach "
-            f"{moving / max(1, total):.0%} of {total:,} entries."
+            f"{len(self.groups)} groups of {sum(self.groups.values())} units; they reorder "
+            f"tensors with {moving / max(1, total):.0%} of {total:,} entries."
         ]
         reasons: dict[str, list[str]] = {}
         for item in self.frozen:
-            reasons.setdefault(item.why, []).append(f"{item.tensor}[{item.axis}]")
+            whole = self.shapes[item.tensor][item.axis]
+            part = "" if item.size == whole else f" (a factor of {item.size} in {whole})"
+            reasons.setdefault(item.why, []).append(f"{item.tensor}[{item.axis}]{part}")
         for why, places in reasons.items():
             more = f" and {len(places) - 3} more" if len(places) > 3 else ""
             lines.append(f"fixed by {why}: {', '.join(places[:3])}{more}")
@@ -192,7 +196,7 @@ class PermSpec:
                     f"There is no permutation of the group {group!r}.",
                     "Start from spec.identity(), which has them all.",
                 )
-            p = perms[group]
+            p = perms[group].cpu()
             if p.shape != (size,) or not torch.equal(torch.sort(p)[0], torch.arange(size)):
                 raise InferKitError(
                     f"What is given for the group {group!r} is no permutation of {size} units.",
@@ -212,7 +216,7 @@ def index_of(axis: Sequence[Factor], perms: Mapping[str, Tensor]) -> Tensor | No
         return None
     index = torch.zeros(1, dtype=torch.int64)
     for group, size in axis:
-        p = torch.arange(size) if group is None else perms[group]
+        p = torch.arange(size) if group is None else perms[group].cpu()
         index = (index[:, None] * size + p[None, :]).reshape(-1)
     return index
 

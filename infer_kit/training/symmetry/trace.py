@@ -22,7 +22,7 @@ from infer_kit.training.symmetry.atoms import (
     free,
     leaves,
 )
-from infer_kit.training.symmetry.calling import arguments_of, evaluating
+from infer_kit.training.symmetry.exporting import exported
 from infer_kit.training.symmetry.rules import Call, called
 from infer_kit.training.symmetry.spec import Factor, Frozen, PermSpec
 
@@ -54,7 +54,7 @@ def discover(model: nn.Module, x: Any, strict: bool = False) -> PermSpec:
         InferKitError: the model cannot be exported (says where), or `strict` and an operator has
             no rule.
     """
-    program = _exported(model, x)
+    program = exported(model, x)
     walk = _Walk()
     axes = _state_axes(model, walk)
     placeholders = _placeholders(program, axes)
@@ -68,22 +68,6 @@ def discover(model: nn.Module, x: Any, strict: bool = False) -> PermSpec:
             "operator touches is then fixed.",
         )
     return _spec(model, axes, walk)
-
-
-def _exported(model: nn.Module, x: Any) -> ExportedProgram:
-    args, kwargs = arguments_of(x)
-    try:
-        with evaluating(model), torch.no_grad():
-            return torch.export.export(model, args, kwargs, strict=False)
-    except Exception as error:
-        said = " ".join(str(error).split())
-        raise InferKitError(
-            f"{type(model).__name__} cannot be exported, so nothing of it is known to be free: "
-            f"{type(error).__name__}: {said[:400]}",
-            "torch.export must be able to trace the model on this example: no branch on the values "
-            "of a tensor, and a meta kernel for each custom operator "
-            "(torch.library.register_fake).",
-        ) from error
 
 
 def _state_axes(model: nn.Module, walk: _Walk) -> dict[str, Axes]:
@@ -132,6 +116,7 @@ class _Walk:
     def graph(self, module: fx.GraphModule, inputs: list[Any]) -> list[Axes]:
         """The axes of all tensors that come out of a graph."""
         values: dict[fx.Node, Any] = {}
+        leaving: dict[str, list[Axes]] = {}
         given = iter(inputs)
         out: list[Axes] = []
         for node in module.graph.nodes:
@@ -146,6 +131,11 @@ class _Walk:
                     out.extend(_tensors(value))
             else:
                 values[node] = self._call(node, values)
+                where = _where(node)
+                if where and any(_where(user) != where for user in node.users):
+                    leaving.setdefault(where, []).extend(_tensors(values[node]) or [[]])
+        # A module of which several tensors are read elsewhere does not return one of them.
+        self.outputs |= {name: axes[0] for name, axes in leaving.items() if len(axes) == 1}
         return out
 
     def _attribute(self, module: fx.GraphModule, name: str) -> Any:
@@ -193,8 +183,6 @@ class _Walk:
         value = node.meta.get("val")
         if isinstance(value, (tuple, list)):
             return made
-        if made and where:
-            self.outputs[where] = made[0]
         return made[0] if made else None
 
 
@@ -253,7 +241,7 @@ def _spec(model: nn.Module, axes: dict[str, Axes], walk: _Walk) -> PermSpec:
         for place, atom in enumerate(parts):
             root = find(atom)
             if root.why is not None:
-                frozen.append(Frozen(name, number, root.size, root.why))
+                frozen.append(Frozen(name, number, place, root.size, root.why))
                 found.append((None, root.size))
                 continue
             if root not in groups:

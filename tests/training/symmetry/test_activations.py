@@ -95,6 +95,56 @@ def test_a_language_model_and_modules_called_twice() -> None:
     assert all(torch.equal(found.perms[g], undone[g]) for g in spec.groups)
 
 
+class _Leaf(nn.Module):
+    """Returns what it computed before something else, alone or in a tuple."""
+
+    def __init__(self, several: bool) -> None:
+        super().__init__()
+        self.w, self.u = nn.Parameter(torch.randn(9, 6)), nn.Parameter(torch.randn(7, 9))
+        self.several = several
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        hidden = x @ self.w.T
+        beside = hidden.tanh() @ self.u.T
+        return (hidden, beside) if self.several else hidden + beside.sum(-1, keepdim=True)
+
+
+def test_modules_that_return_something_else_than_their_last_operator() -> None:
+    class Whole(nn.Module):
+        def __init__(self, several: bool) -> None:
+            super().__init__()
+            self.leaf, self.out = _Leaf(several), nn.Linear(9, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found = self.leaf(x)
+            if isinstance(found, tuple):
+                return self.out(found[0].relu()) + found[1].sum(-1, keepdim=True)
+            return self.out(found.relu())
+
+    torch.manual_seed(0)
+    for several in (False, True):
+        model = Whole(several)
+        spec = discover(model, torch.randn(2, 6))
+        assert set(spec.groups) == {"leaf.w[0]", "leaf.u[0]"}
+        a = model.state_dict()
+        planted = spec.random(1)
+        if several:  # neither of what it returns is seen
+            with pytest.raises(InferKitError, match="No module that is called once"):
+                activation_match(model, spec, a, a, _data(model, 30, 6))
+            continue
+        found = activation_match(model, spec, a, spec.apply(planted, a), _data(model, 30, 6))
+        assert torch.equal(found.perms["leaf.w[0]"], spec.inverse(planted)["leaf.w[0]"])
+
+
+def test_texts_of_another_length_and_pictures_of_another_size() -> None:
+    model, x = made("attention", 0)
+    spec = discover(model, x)
+    a = model.state_dict()
+    planted = spec.random(1)
+    found = activation_match(model, spec, a, spec.apply(planted, a), _data(model, 3, 9, 6))
+    assert torch.equal(found.perms["first.weight[0]"], spec.inverse(planted)["first.weight[0]"])
+
+
 def test_the_model_is_left_as_it_is() -> None:
     model, _ = mlp()
     model.train()
@@ -121,7 +171,7 @@ def test_what_cannot_be_matched_is_refused() -> None:
         activation_match(model, spec, state, bad, _data(model, 5, 6))
     one = nn.Sequential(nn.Linear(6, 5))
     alone = discover(one, x)
-    with pytest.raises(InferKitError, match="No module of its own puts out units"):
+    with pytest.raises(InferKitError, match="No module that is called once puts out units"):
         activation_match(one, alone, one.state_dict(), one.state_dict(), _data(one, 5, 6))
 
 

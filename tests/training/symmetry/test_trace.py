@@ -153,7 +153,10 @@ class _Odd(nn.Module):
 @pytest.mark.parametrize(
     ("odd", "operator"),
     [
-        (lambda x: x.sort(-1)[0], "aten.sort"),
+        (lambda x: x.sort(-1)[0], None),
+        (lambda x: x.topk(8, -1)[0], None),
+        (lambda x: x.median(-1, keepdim=True)[1] + x, None),
+        (lambda x: torch.searchsorted(x.sort(-1)[0], x).double(), "aten.searchsorted"),
         (lambda x: torch.fft.rfft(x, dim=-1).abs().repeat(1, 2)[:, :8], "aten.fft_rfft"),
         (lambda x: F.local_response_norm(x[:, :, None], 3)[:, :, 0], None),
         (lambda x: x.cumsum(-1), None),
@@ -205,6 +208,8 @@ def test_what_depends_on_the_order_is_fixed(odd: object, operator: str | None) -
         + x.sum(),
         lambda x: F.prelu(x, torch.full((8,), 0.2, dtype=x.dtype)),
         lambda x: x.split([8], -1)[0].chunk(1, -1)[0],
+        lambda x: x + x.sort(0)[0].topk(2, 0)[0],
+        lambda x: torch._weight_norm(x.T.contiguous(), torch.ones(8, 1, dtype=x.dtype), 0).T,
     ],
 )  # fmt: skip
 def test_what_is_alike_to_all_units_passes(even: object) -> None:
@@ -274,8 +279,22 @@ def test_a_model_that_cannot_be_exported() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.one(x) if x.sum() > 0 else self.one(-x)
 
-    with pytest.raises(InferKitError, match=r"Branch cannot be exported.*(item|bool|eq|Eq|guard)"):
-        discover(Branch(), torch.randn(2, 6))
+    with pytest.raises(
+        InferKitError,
+        match=r"Sequential cannot be exported, so all of it stays frozen. It stopped at the "
+        r"operator aten.item in Branch '1', test_trace.py line \d+ \(return self.one",
+    ):
+        discover(nn.Sequential(nn.ReLU(), Branch()), torch.randn(2, 6))
+
+
+def test_an_operator_without_a_fake_implementation(capfd: pytest.CaptureFixture[str]) -> None:
+    @torch.library.custom_op("symmetry_test::bare", mutates_args=())
+    def bare(x: Tensor) -> Tensor:
+        return 2 * x
+
+    with pytest.raises(InferKitError, match=r"at the operator symmetry_test.bare in _Odd, "):
+        discover(_Odd(bare), torch.randn(2, 6))
+    assert not any(capfd.readouterr())
 
 
 def test_the_model_is_left_as_it_is() -> None:
