@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -378,9 +379,11 @@ def main() -> None:
         "Two language models: perplexity on the line": language,
     }
     runs = Runs(given.quick)
-    for title, part in parts.items():
-        made, tables[title] = part(runs)
-        claims += made
+    with tqdm(parts.items(), desc="parts") as bar:
+        for title, part in bar:
+            bar.set_postfix_str(title)
+            made, tables[title] = part(runs)
+            claims += made
     claims += identity()
     rows = [{"part": title} | row for title, part_rows in tables.items() for row in part_rows]
     report("symmetry", claims, rows, given.json, tables)
