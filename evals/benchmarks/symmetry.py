@@ -39,7 +39,7 @@ from evals.benchmarks.measuring import (
     median_ratio,
     report,
 )
-from evals.benchmarks.symmetry_digits import Carrying, Merging, Width, mlp, trained
+from evals.benchmarks.symmetry_digits import Carrying, Merging, Width, trained
 from evals.benchmarks.symmetry_language import Languages
 from evals.benchmarks.symmetry_models import (
     Attention,
@@ -52,7 +52,7 @@ from evals.benchmarks.symmetry_models import (
     zoo,
 )
 from evals.benchmarks.symmetry_peers import coordinate_descent, rebasin
-from evals.benchmarks.tickets_digits import digits, run_all, spread
+from evals.benchmarks.tickets_digits import digits, mlp, run_all, spread
 from infer_kit.training.symmetry import LinearTrajectory, Transfer, discover, interpolate, match
 
 Rows = list[dict[str, Any]]
@@ -173,7 +173,11 @@ def _conv8(width: int) -> nn.Module:
 def matching(runs: Runs) -> tuple[list[Claim], Rows]:
     """Objective and time against the published coordinate descent, from the same start."""
     train = digits()[0]
-    net = mlp(64, 256, 256, 256, 10) if runs.quick else mlp(64, 512, 512, 512, 10)
+    net = (
+        mlp(64, 256, 256, 256, 10, bias=True)
+        if runs.quick
+        else mlp(64, 512, 512, 512, 10, bias=True)
+    )
     states = [trained(net, train, seed, 10, 0.1)[1] for seed in (0, 1)]
     pairs: list[tuple[str, nn.Module, torch.Tensor, list[dict[str, torch.Tensor]]]] = [
         (f"MLP 3 x {256 if runs.quick else 512}, trained", net, train[0][:2], states)
@@ -213,7 +217,7 @@ def against_rebasin(runs: Runs) -> tuple[list[Claim], Rows]:
     """Squared distance, and the error of b's function after it was reordered."""
     rows: Rows = []
     cases: dict[str, Any] = {
-        "MLP": lambda: (mlp(6, 64, 64, 5), torch.randn(2, 6)),
+        "MLP": lambda: (mlp(6, 64, 64, 5, bias=True), torch.randn(2, 6)),
         "grouped CNN": lambda: (GroupedCNN(), images()),
         "attention": lambda: (Attention(), torch.randn(2, 5, 6)),
     }
@@ -311,7 +315,7 @@ def transfer(runs: Runs) -> tuple[list[Claim], Rows]:
             rows.append({"hidden": w, "way": way} | {f"step {t}": v for t, v in at.items()})
             last[way] = at[10]  # of the last width, 512
     train = digits()[0]
-    model = mlp(64, 128, 10)
+    model = mlp(64, 128, 10, bias=True)
     start, end = trained(model, train, 0, 20, 0.05)
     spec = discover(model, train[0][:2])
     same = Transfer(model, spec, LinearTrajectory(start, end, 5), start, progress=False)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from evals.benchmarks.tickets_digits import digits
+from evals.benchmarks.tickets_digits import Batches, Split, digits, mlp
 from infer_kit.training.symmetry import (
     LinearTrajectory,
     Transfer,
@@ -28,31 +26,6 @@ from infer_kit.training.symmetry import (
 )
 
 State = dict[str, Tensor]
-Split = tuple[Tensor, Tensor]
-
-
-def mlp(*widths: int, bias: bool = True) -> nn.Sequential:
-    """Linear layers with ReLU between."""
-    layers: list[nn.Module] = []
-    for i, o in pairwise(widths):
-        layers += [nn.Linear(i, o, bias=bias), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-class Batches:
-    """A split in batches, in an order of each epoch's own."""
-
-    def __init__(self, data: Split, seed: int, size: int) -> None:
-        self.data, self.size = data, size
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __len__(self) -> int:
-        return -(-len(self.data[1]) // self.size)
-
-    def __iter__(self) -> Any:
-        x, y = self.data
-        for index in torch.randperm(len(y), generator=self.generator).split(self.size):
-            yield x[index], y[index]
 
 
 def trained(
@@ -88,7 +61,7 @@ class Merging:
 
     def run(self) -> dict[str, float]:
         (train_a, test_a), (train_b, test_b) = _splits(self.pair)
-        model = mlp(64, 128, 128, 128, 10)
+        model = mlp(64, 128, 128, 128, 10, bias=True)
         spec = discover(model, train_a[0][:2])
         epochs = 30
         a = trained(model, train_a, self.seed, epochs, 0.1)[1]
@@ -162,7 +135,7 @@ class Width:
     def run(self) -> dict[str, float]:
         train, test = digits()
         held, test = (test[0][:200], test[1][:200]), (test[0][200:], test[1][200:])
-        model = mlp(64, self.width, self.width, self.width, 10, bias=False)
+        model = mlp(64, self.width, self.width, self.width, 10)
         spec = discover(model, train[0][:2])
         a, b = (
             trained(model, train, seed, self.epochs, 0.1, self.decay)[1]
@@ -196,7 +169,7 @@ class Carrying:
 
     def run(self) -> dict[str, tuple[float, ...]]:
         train, test = digits()
-        model = mlp(64, self.width, 10)
+        model = mlp(64, self.width, 10, bias=True)
         spec = discover(model, train[0][:2])
         start, end = trained(model, train, self.seed, 40, 0.05)
         target, own = trained(model, train, 100 + self.seed, 40, 0.05)

@@ -68,17 +68,18 @@ def mlp(*widths: int, bias: bool = False) -> nn.Sequential:
 
 
 class Batches:
-    """64 examples a batch, in an order of each epoch's own."""
+    """Batches of a size, in an order of each epoch's own."""
 
-    def __init__(self, data: Split, seed: int) -> None:
+    def __init__(self, data: Split, seed: int, size: int = 64) -> None:
         self.data, self.generator = data, torch.Generator().manual_seed(seed)
+        self.size = size
 
     def __len__(self) -> int:
-        return -(-len(self.data[1]) // 64)
+        return -(-len(self.data[1]) // self.size)
 
     def __iter__(self) -> Iterator[Split]:
         x, y = self.data
-        for index in torch.randperm(len(y), generator=self.generator).split(64):
+        for index in torch.randperm(len(y), generator=self.generator).split(self.size):
             yield x[index], y[index]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
@@ -54,7 +55,12 @@ def activation_match(
 
     Raises:
         InferKitError: states of another architecture, no batch, no module whose output has units
-            that may move, activations that are not finite.
+            that may move, or an output of another size than traced, activations that are not
+            finite.
+
+    Warns:
+        UserWarning: groups that no module puts out, such as those of `nn.MultiheadAttention`, or
+            queries and keys that are only read within a function.
     """
     spec.check_state(a)
     spec.check_state(b)
@@ -62,34 +68,38 @@ def activation_match(
     if not batches:
         raise InferKitError("There is no batch to match activations on.", "Give at least one.")
     names = [n for n, axes in spec.outputs.items() if any(g for axis in axes for g, _ in axis)]
-    sides = [_recorded(model, state, batches, names, predict) for state in (a, b)]
+    sides = [_recorded(model, spec, state, batches, names, predict) for state in (a, b)]
     if not sides[0]:
         raise InferKitError(
             "No module that is called once puts out units that may move.",
             "Match by weights: match(spec, a, b).",
         )
+    unseen = set(spec.groups)
     pairs = []
-    for name in names:
-        if name not in sides[0]:
-            continue  # it is called twice for a batch, and so does two things
-        for side in sides:
-            if not torch.isfinite(side[name]).all():
-                raise InferKitError(f"What {name!r} puts out is not finite.")
-        dims, first = _units(name, spec.outputs[name], sides[0][name], correlation)
-        _, second = _units(name, spec.outputs[name], sides[1][name], correlation)
+    for name in sides[0]:
+        dims = (*(group for axis in spec.outputs[name] for group, _ in axis if group), None)
+        unseen -= set(dims)
+        first, second = (_centred(side[name], correlation) for side in sides)
         pairs.append(Pair(dims, first, second))
+    if unseen:
+        warnings.warn(
+            f"No module puts out the units of {', '.join(map(repr, sorted(unseen)))}: their order "
+            "is that of the start. Begin at match(spec, a, b).perms to match them by weights.",
+            stacklevel=2,
+        )
     found = descend(spec, pairs, start, restarts, seed, sweeps)
     return Match(found.perms, found.objective, float("nan"), found.history, found.start)
 
 
 def _recorded(
     model: nn.Module,
+    spec: PermSpec,
     state: Mapping[str, Tensor],
     batches: list[Any],
     names: list[str],
     predict: Predict,
 ) -> dict[str, Tensor]:
-    """What the modules put out on all batches, along the first axis; those called once a batch."""
+    """The units of the modules that are called once a batch, on all batches along the last axis."""
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     modules = dict(model.named_modules())
     hooks = []
@@ -108,20 +118,23 @@ def _recorded(
     finally:
         for hook in hooks:
             hook.remove()
+    # A module that is called twice for a batch does two things.
+    once = {name: kept for name, kept in found.items() if len(kept) == len(batches)}
     return {
-        name: torch.cat(kept) for name, kept in found.items() if len(kept) == len(batches)
-    }  # a module that is called twice does two things
+        name: torch.cat([_units(name, spec.outputs[name], out) for out in kept], -1)
+        for name, kept in once.items()
+    }
 
 
-def _units(
-    name: str, axes: tuple[tuple[Factor, ...], ...], out: Tensor, correlation: bool
-) -> tuple[tuple[str | None, ...], Tensor]:
-    """One dimension for each group, then one of all that stays, centred along it."""
-    kinds: list[str | None] = []
+def _units(name: str, axes: tuple[tuple[Factor, ...], ...], out: Tensor) -> Tensor:
+    """One dimension for each factor of a group, then one of all that stays."""
+    if not torch.isfinite(out).all():
+        raise InferKitError(f"What {name!r} puts out is not finite.")
+    moving: list[bool] = []
     sizes: list[int] = []
     for axis, size in zip(axes, out.shape, strict=True):
         if not any(group for group, _ in axis):
-            kinds.append(None)
+            moving.append(False)
             sizes.append(size)  # of a batch or a text, which may be others than were traced
             continue
         if size != prod(n for _, n in axis):
@@ -130,14 +143,17 @@ def _units(
                 f"{prod(n for _, n in axis)} where there are {size}.",
                 "Trace the model on inputs of the size that it is matched on.",
             )
-        kinds += [group for group, _ in axis]
+        moving += [group is not None for group, _ in axis]
         sizes += [n for _, n in axis]
     tensor = (out if out.dtype == torch.float64 else out.float()).reshape(sizes)
-    move = [i for i, group in enumerate(kinds) if group is not None]
-    stay = [i for i, group in enumerate(kinds) if group is None]
-    tensor = tensor.permute(*move, *stay).reshape(*(tensor.shape[i] for i in move), -1)
-    tensor = tensor - tensor.mean(-1, keepdim=True)
-    if correlation:
-        norm = tensor.norm(dim=-1, keepdim=True)
-        tensor = torch.where(norm > 0, tensor / norm.clamp_min(1e-30), torch.zeros_like(tensor))
-    return (*(kinds[i] for i in move), None), tensor
+    move = [i for i, does in enumerate(moving) if does]
+    stay = [i for i, does in enumerate(moving) if not does]
+    return tensor.permute(*move, *stay).reshape(*(sizes[i] for i in move), -1)
+
+
+def _centred(units: Tensor, correlation: bool) -> Tensor:
+    units = units - units.mean(-1, keepdim=True)
+    if not correlation:
+        return units
+    norm = units.norm(dim=-1, keepdim=True)
+    return torch.where(norm > 0, units / norm.clamp_min(1e-30), torch.zeros_like(units))

@@ -144,9 +144,11 @@ def regroup(axes: Axes, shape: Sequence[int], why: str) -> Axes:
             else:
                 break
         if size > 1:
-            fix_all(axes, why)
-            return [fixed(n, why) for n in shape]
+            break
         filled.append(axis)
+    if len(filled) < len(shape) or at < len(leaves(atom for axis in axes for atom in axis)):
+        fix_all(axes, why)
+        return [fixed(n, why) for n in shape]
     return filled
 
 

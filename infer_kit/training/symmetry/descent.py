@@ -120,7 +120,8 @@ class Descent:
                 if other is None or other == group or other not in self._gains:
                     continue
                 if few and pair.dims.count(other) == 1:
-                    self._gains[other] += rows(a, place) @ rows(step, place).T
+                    found = rows(a, place) @ rows(step, place).T
+                    self._gains[other] += found.to(self._gains[other].device)
                 else:
                     del self._gains[other]
         self._gains[group] = gain.index_select(1, order.to(gain.device))
@@ -187,7 +188,7 @@ def assignment(gain: Tensor, potential: Tensor | None = None) -> tuple[Tensor | 
         if not len(rising):
             return None, potential
         potential = torch.maximum(potential, raised)
-    table -= potential
+    table = table - potential  # which may be the caller's
     # The solver adds row after row; those that are content come first, in no one's way.
     content = table.amax(1) <= table.diagonal()
     rows_first = torch.argsort((~content).int(), stable=True)

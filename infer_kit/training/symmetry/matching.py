@@ -109,37 +109,41 @@ def pairs_of(spec: PermSpec, a: State | Sequence[State], b: State | Sequence[Sta
             "Give two states, or two lists of as many.",
         )
     names = [n for n in spec.shapes if n in spec.weights and n not in spec.same]
-    for state in (*first, *second):
-        for name in names:
-            _check(spec, name, state)
     made = []
     for name in names:
         axes = spec.axes[name]
         sides = [
-            torch.stack([_real(state[name].detach(), name) for state in side])
+            torch.stack([_real(_check(spec, name, state), name) for state in side])
             for side in (first, second)
         ]
-        made.append(unfolded(((((None, len(first)),)), *axes), *sides))
+        if spec.tensor(first[0], name).is_complex():  # type: ignore[union-attr]
+            axes = (*axes, ((None, 2),))
+        made.append(unfolded((((None, len(first)),), *axes), *sides))
     return made
 
 
-def _check(spec: PermSpec, name: str, state: State) -> None:
-    if name not in state:
+def _check(spec: PermSpec, name: str, state: State) -> Tensor:
+    """The state's tensor of that name."""
+    tensor = spec.tensor(state, name)
+    if tensor is None:
         raise InferKitError(
             f"A state has no tensor {name!r}, the traced model has.",
             "Match states of the model that was traced.",
         )
-    if tuple(state[name].shape) != spec.shapes[name]:
+    if tuple(tensor.shape) != spec.shapes[name]:
         raise InferKitError(
-            f"{name!r} has shape {list(state[name].shape)} in a state and "
+            f"{name!r} has shape {list(tensor.shape)} in a state and "
             f"{list(spec.shapes[name])} in the traced model.",
             "Match states of the model that was traced.",
         )
+    return tensor.detach()
 
 
 def _real(tensor: Tensor, name: str) -> Tensor:
     if not torch.isfinite(tensor).all():
         raise InferKitError(f"{name!r} has numbers that are not finite.")
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 

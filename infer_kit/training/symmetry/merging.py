@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from infer_kit.errors import InferKitError
@@ -255,8 +256,8 @@ def barrier(
             targets of other shapes; batch norms and no bn_data; a loss that is not finite.
 
     Warns:
-        UserWarning: calibrate_on is the data, or the networks fit it perfectly; or a beta is at a
-            bound.
+        UserWarning: calibrate_on begins as the data do; or the networks fit it perfectly, or to
+            99 % with half the loss that they have on the data; or a beta is at a bound.
     """
     check_same(a, b)
     if steps < 3:
@@ -268,7 +269,7 @@ def barrier(
                 f"read at each of {steps} points.",
                 "Give a list or a DataLoader.",
             )
-    if calibrate_on is data:
+    if calibrate_on is not None and _begin_alike(calibrate_on, data):
         warnings.warn("beta is fitted on the data that it is judged by.", stacklevel=2)
     lambdas = [i / (steps - 1) for i in range(steps)]
     points, fits, perfect = [], [], False
@@ -281,14 +282,17 @@ def barrier(
                 logits, targets = _kept(placed, predict, calibrate_on, where)
                 fit = fitted(logits, targets)
                 fits.append(fit)
-                perfect |= at in (0, 1) and bool((logits.argmax(1) == targets).all())
             points.append(_measured(placed, predict, data, where, fit.beta if fit else None))
+            if fit is not None and at in (0, 1):
+                right = float((logits.argmax(1) == targets).float().mean())
+                known = _summed(logits, targets) / len(targets)
+                perfect |= right == 1 or (right >= 0.99 and known < 0.5 * points[-1][0])
             bar.set_postfix(loss=f"{points[-1][0]:.4f}", refresh=False)
     at_bound = [f"{at:.3g}" for at, fit in zip(lambdas, fits, strict=False) if fit.bounded]
     if perfect:
         warnings.warn(
-            "temperature fitted on data the networks fit perfectly (training data?): give held-out "
-            "data as calibrate_on.",
+            "temperature fitted on data the networks fit perfectly, or far better than the data "
+            "they are judged by (training data?): give held-out data as calibrate_on.",
             stacklevel=2,
         )
     elif at_bound:
@@ -323,6 +327,19 @@ def evaluate(
     with modes(model):
         placed = Placed(model, reestimate_by(predict, model, state, bn_data))
         return _measured(placed, predict, data, "of the state", None)[:2]
+
+
+def _begin_alike(a: Iterable[Any], b: Iterable[Any]) -> bool:
+    """Whether the first batches are equal; whatever shuffles is passed over unless it is one."""
+    if a is b:
+        return True
+    if not (isinstance(a, list | tuple) and isinstance(b, list | tuple) and a and b):
+        return False
+    first, second = tree_leaves(a[0]), tree_leaves(b[0])
+    return len(first) == len(second) and all(
+        isinstance(x, Tensor) and isinstance(y, Tensor) and torch.equal(x, y)
+        for x, y in zip(first, second, strict=True)
+    )
 
 
 def _measured(

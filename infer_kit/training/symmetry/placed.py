@@ -81,13 +81,18 @@ class Placed:
         called = _Called(self._model, call)
         return torch.func.functional_call(called, inside, (batch,), tie_weights=False)
 
-    def require_grad(self) -> list[Tensor]:
+    def require_grad(self, all_of_them: bool = True) -> list[Tensor]:
         """The state's parameters, in the model's order, as leaves that gather gradients.
+
+        Args:
+            all_of_them: those too that do not require a gradient in the model.
 
         They have the memory of the state that was given: an optimizer's step changes both.
         """
         leaves = []
-        for name, _ in self._model.named_parameters():
+        for name, parameter in self._model.named_parameters():
+            if not (all_of_them or parameter.requires_grad):
+                continue
             name = self.names[name]
             value = self.values[name].detach()
             if value.is_floating_point() or value.is_complex():

@@ -11,7 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infer_kit.training.symmetry.atoms import Axes, Axis, TensorAxes, fix_all, fixed, leaves, unify
+from infer_kit.training.symmetry.atoms import (
+    Axes,
+    Axis,
+    TensorAxes,
+    fix_all,
+    fixed,
+    leaves,
+    size_of,
+    unify,
+)
 
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
@@ -87,11 +96,8 @@ def elementwise(call: Call, *tensors: Axes) -> Axes:
     return out
 
 
-def unknown(call: Call, tensors: list[Axes]) -> list[Axes]:
-    """Fix all that goes in and comes out."""
-    for tensor in tensors:
-        fix_all(tensor, call.why)
-    return [call.fixed(shape) for shape in call.shapes]
+class NoRule(Exception):
+    """A rule does not know this call: all that it touches is to be fixed."""
 
 
 def place_of(dim: int, axes: Sequence[Any]) -> int:
@@ -105,7 +111,7 @@ def place_of(dim: int, axes: Sequence[Any]) -> int:
     "aten._to_copy", "aten.type_as", "aten.softmax", "aten._softmax", "aten.log_softmax",
     "aten._log_softmax", "aten.log_sigmoid", "aten.log_sigmoid_forward", "aten.float",
     "aten.resolve_conj", "aten.resolve_neg", "aten.hardswish", "aten.clone",
-    "aten._conj", "aten.lift_fresh", "aten.safe_softmax", "aten._safe_softmax",
+    "aten._conj", "aten.lift_fresh", "aten.fill", "aten.safe_softmax", "aten._safe_softmax",
 )  # fmt: skip
 def same(call: Call, x: Axes, *rest: object) -> Any:
     """The axes pass as they are: nothing happens, or something alike to all places of an axis."""
@@ -130,7 +136,10 @@ def nothing(call: Call, *rest: object) -> None:
 
 
 def called(call: Call, tagged_pointwise: bool, args: Sequence[Any]) -> list[Axes] | None:
-    """Axes of all tensors that come out of a call; None if there is no rule for its operator."""
+    """Axes of all tensors that come out of a call; None, and all is fixed, without a rule for it.
+
+    A rule's answer is taken only if its axes have the sizes that the operator gives.
+    """
     tensors: list[Axes] = []
     for arg in args:
         if isinstance(arg, TensorAxes):
@@ -138,13 +147,31 @@ def called(call: Call, tagged_pointwise: bool, args: Sequence[Any]) -> list[Axes
         elif isinstance(arg, (list, tuple)):
             tensors.extend(item for item in arg if isinstance(item, TensorAxes))
     known = RULES.get(call.operator)
-    if known is None and not tagged_pointwise:
-        unknown(call, tensors)
+    try:
+        if known is not None:
+            out = known(call, *args)
+        elif tagged_pointwise:
+            out = [elementwise(call.of_shape(*shape), *tensors) for shape in call.shapes]
+            out = out if len(call.shapes) > 1 else out[0]
+        else:
+            raise NoRule
+        found = _checked(call, out)
+    except Exception:  # a call that the rule was not written for
+        for tensor in tensors:
+            fix_all(tensor, call.why)
         return None
-    out = elementwise(call, *tensors) if known is None else known(call, *args)
+    return found
+
+
+def _checked(call: Call, out: Any) -> list[Axes]:
+    """One list of axes for each tensor that comes out, of its sizes."""
     if not call.shapes:
         return []
     many = len(call.shapes) > 1 or call.operator in (
         "aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split", "aten.unbind"
     )  # fmt: skip
-    return [list(map(leaves, axes)) for axes in (out if many else [out])]
+    found = [list(map(leaves, axes)) for axes in (out if many else [out])]
+    sizes = [tuple(map(size_of, axes)) for axes in found]
+    if sizes != list(call.shapes):
+        raise NoRule(f"{call.operator} gives {call.shapes}, its rule {sizes}")
+    return found

@@ -16,7 +16,7 @@ from infer_kit.training.symmetry.atoms import (
     size_of,
     unify,
 )
-from infer_kit.training.symmetry.rules import Call, elementwise, place_of, rule, unknown
+from infer_kit.training.symmetry.rules import Call, NoRule, elementwise, place_of, rule
 
 
 @rule("aten.prelu", "aten._prelu_kernel")
@@ -52,10 +52,21 @@ def addmm(call: Call, bias: Axes, a: Axes, b: Axes, *rest: object) -> Axes:
 
 @rule("aten.einsum")
 def einsum(call: Call, equation: str, tensors: list[Axes], *rest: object) -> Axes:
-    terms, _, out = equation.replace(" ", "").partition("->")
+    terms, arrow, out = equation.replace(" ", "").partition("->")
     inputs = terms.split(",")
-    if not out or "." in equation or any(len(set(t)) < len(t) for t in [*inputs, out]):
-        return unknown(call, tensors)[0]  # sums over diagonals are positions
+    # Axes under an ellipsis broadcast, counted from the right.
+    wide = [
+        len(tensor) - len(term.replace("...", "")) if "..." in term else 0
+        for term, tensor in zip(inputs, tensors, strict=True)
+    ]
+    dots = [chr(0x100 + i) for i in range(max(wide))]
+    inputs = [
+        term.replace("...", "".join(dots[len(dots) - n :]))
+        for term, n in zip(inputs, wide, strict=True)
+    ]
+    out = out.replace("...", "".join(dots))
+    if not arrow or any(len(set(t)) < len(t) for t in [*inputs, out]):
+        raise NoRule  # sums over diagonals are positions
     seen: dict[str, Axis] = {}
     for term, tensor in zip(inputs, tensors, strict=True):
         for letter, axis in zip(term, tensor, strict=True):
@@ -115,7 +126,7 @@ def channel_norm(
     return [x, *(call.fixed(shape) for shape in call.shapes[1:])]
 
 
-@rule("aten.layer_norm", "aten.rms_norm", "aten._fused_rms_norm")
+@rule("aten.layer_norm", "aten.native_layer_norm", "aten.rms_norm", "aten._fused_rms_norm")
 def last_norm(
     call: Call, x: Axes, shape: Sequence[int], weight: Axes | None = None,
     bias: Axes | None = None, *rest: object,
@@ -127,11 +138,6 @@ def last_norm(
     if len(call.shapes) == 1:
         return x
     return [x, *([*x[: -len(shape)], *([] for _ in shape)] for _ in call.shapes[1:])]
-
-
-@rule("aten.native_layer_norm")
-def native_layer_norm(call: Call, *args: Any) -> Any:
-    return last_norm(call, *args)
 
 
 @rule("aten.group_norm")
@@ -217,7 +223,7 @@ def weight_norm(call: Call, v: Axes, g: Axes, dim: int = 0) -> Any:
 @rule("aten.vdot", "aten.inner")
 def inner(call: Call, a: Axes, b: Axes) -> Axes:
     if len(a) != 1 or len(b) != 1:
-        return unknown(call, [a, b])[0]
+        raise NoRule
     unify(a[0], b[0], call.why)
     return []
 

@@ -17,7 +17,7 @@ from infer_kit.training.symmetry.atoms import (
     size_of,
     unify,
 )
-from infer_kit.training.symmetry.rules import Call, elementwise, place_of, rule, unknown
+from infer_kit.training.symmetry.rules import Call, NoRule, elementwise, place_of, rule
 
 
 @rule(
@@ -141,7 +141,7 @@ def repeat_interleave(
     call: Call, x: Axes, times: object, dim: int | None = None, *_: object
 ) -> Any:
     if not isinstance(times, int) or dim is None:
-        return unknown(call, [x, *([times] if isinstance(times, TensorAxes) else [])])
+        raise NoRule
     axes = list(x)
     axes[dim] = [*x[dim], *free(times)]
     return axes
@@ -150,7 +150,7 @@ def repeat_interleave(
 @rule(
     "aten.zeros", "aten.ones", "aten.full", "aten.zeros_like", "aten.ones_like", "aten.full_like",
     "aten.empty", "aten.empty_like", "aten.new_zeros", "aten.new_ones", "aten.new_full",
-    "aten.scalar_tensor", "aten.empty_permuted", "aten.fill", "aten.new_empty",
+    "aten.scalar_tensor", "aten.empty_permuted", "aten.new_empty",
 )  # fmt: skip
 def filled(call: Call, *rest: object) -> Axes:
     """All places hold the same number."""
@@ -251,7 +251,7 @@ def ranked(call: Call, x: Axes, *rest: object) -> Any:
     """Values and places of an axis in an order of theirs; the other axes pass."""
     dim = call.named("dim", (x, *rest))
     if dim is None:
-        return unknown(call, [x])
+        raise NoRule
     place = place_of(dim, x)
     fix(x[place], call.why)
     if call.shape and len(call.shape) == len(x):

@@ -42,9 +42,11 @@ def fit(
     schedule: str = "cosine",
     predict: Predict = classification,
     keep_every: int = 0,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Fit:
     """Train a state by SGD on the cross entropy, in train mode; the model is left as it is.
+
+    Parameters that require no gradient in the model stay as they are.
 
     Used as the fine-tuning after a transfer, as the control that trains on reduced data alone, and
     to make trajectories.
@@ -74,7 +76,12 @@ def fit(
             "Give a list or a DataLoader.",
         )
     placed = Placed(model, {name: tensor.detach().clone() for name, tensor in state.items()})
-    trained = placed.require_grad()
+    trained = placed.require_grad(all_of_them=False)
+    if not trained:
+        raise InferKitError(
+            "No parameter of the model requires a gradient: there is nothing to train.",
+            "model.requires_grad_() makes all of them trainable.",
+        )
     optimizer = torch.optim.SGD(trained, lr=lr, momentum=momentum, weight_decay=weight_decay)
     plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs))
     losses: list[float] = []

@@ -94,6 +94,13 @@ class PermSpec:
         generator = torch.Generator().manual_seed(seed)
         return {g: torch.randperm(size, generator=generator) for g, size in self.groups.items()}
 
+    def _moving_all(self, seed: int) -> Perms:
+        """Random orders, none of which is the identity."""
+        perms = self.random(seed)
+        return {
+            g: p.roll(1) if torch.equal(p, torch.arange(len(p))) else p for g, p in perms.items()
+        }
+
     def inverse(self, perms: Mapping[str, Tensor]) -> Perms:
         """The permutations that undo these: `apply(inverse(p), apply(p, w))` is `w`."""
         self.check_perms(perms)
@@ -141,18 +148,15 @@ class PermSpec:
             The largest difference of an output, relative to the largest output.
 
         Raises:
-            InferKitError: the error is above `tol`.
+            InferKitError: the error is above `tol`, or nothing that comes out can be compared.
         """
         state = dict(model.state_dict(keep_vars=True))
-        before = outputs_of(model, x)
-        after = outputs_of(model, x, self.apply(self.random(seed), state))
-        error = 0.0
-        for a, b in zip(before, after, strict=True):
-            if a.is_floating_point() and a.numel():
-                scale = a.abs().max().clamp_min(torch.finfo(a.dtype).tiny)
-                error = max(error, float((a - b).abs().max() / scale))
-            elif not a.is_floating_point() and not torch.equal(a, b):
-                error = float("inf")
+        # Both from states, of which buffers are copies: a forward may write to them.
+        before = outputs_of(model, x, state)
+        after = outputs_of(model, x, self.apply(self._moving_all(seed), state))
+        if not any(a.numel() for a in before):
+            raise InferKitError("The model puts out no number that could be compared.")
+        error = max(_difference(a, b) for a, b in zip(before, after, strict=True))
         if tol is None:
             tol = 1e-12 if any(a.dtype == torch.float64 for a in before) else 1e-5
         if not error <= tol:
@@ -173,6 +177,8 @@ class PermSpec:
         hint = "Trace the model whose state this is: discover(model, x)."
         for name, shape in self.shapes.items():
             if name not in state:
+                if self.tensor(state, name) is not None:
+                    continue  # it is there under another of its names
                 raise InferKitError(f"The state has no {name!r}, the traced model has.", hint)
             if tuple(state[name].shape) != shape:
                 raise InferKitError(
@@ -183,6 +189,12 @@ class PermSpec:
         for name in state:
             if name not in self.shapes:
                 raise InferKitError(f"The traced model has no {name!r}, the state has.", hint)
+
+    def tensor(self, state: State, name: str) -> Tensor | None:
+        """A tensor by its name or, as files leave out all names of a tied one but one, another."""
+        owner = self.same.get(name, name)
+        aliases = [name, owner, *(other for other, first in self.same.items() if first == owner)]
+        return next((state[alias] for alias in aliases if alias in state), None)
 
     def check_perms(self, perms: Mapping[str, Tensor]) -> None:
         """Whether there is one permutation for each group.
@@ -196,7 +208,15 @@ class PermSpec:
                     f"There is no permutation of the group {group!r}.",
                     "Start from spec.identity(), which has them all.",
                 )
-            p = perms[group].cpu()
+            p = perms[group]
+            if not isinstance(p, Tensor) or p.dtype != torch.int64:
+                kind = p.dtype if isinstance(p, Tensor) else type(p).__name__
+                raise InferKitError(
+                    f"What is given for the group {group!r} is {kind}, where an int64 vector is "
+                    "expected.",
+                    "Start from spec.identity().",
+                )
+            p = p.cpu()
             if p.shape != (size,) or not torch.equal(torch.sort(p)[0], torch.arange(size)):
                 raise InferKitError(
                     f"What is given for the group {group!r} is no permutation of {size} units.",
@@ -208,6 +228,22 @@ class PermSpec:
                     f"The model has no group {group!r}.",
                     "Its groups are in spec.groups.",
                 )
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    """Largest difference relative to the largest number; inf if what is not finite differs."""
+    if not (a.is_floating_point() or a.is_complex()):
+        return 0.0 if torch.equal(a, b) else float("inf")
+    finite = a.isfinite()
+    if not torch.equal(finite, b.isfinite()) or not torch.equal(
+        torch.nan_to_num(a[~finite].real), torch.nan_to_num(b[~finite].real)
+    ):
+        return float("inf")
+    a, b = a[finite], b[finite]
+    if not a.numel():
+        return 0.0
+    scale = a.abs().max().clamp_min(torch.finfo(a.dtype).tiny)
+    return float((a - b).abs().max() / scale)
 
 
 def index_of(axis: Sequence[Factor], perms: Mapping[str, Tensor]) -> Tensor | None:

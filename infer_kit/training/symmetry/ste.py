@@ -81,9 +81,9 @@ def ste_match(
         InferKitError: states of another architecture, no data, data that can be read once only, a
             loss that is not finite.
     """
-    if isinstance(data, Iterator):
+    if isinstance(data, Iterator) or not isinstance(data, Iterable):
         raise InferKitError(
-            f"The data are a {type(data).__name__}, which can be read once only.",
+            f"The data are a {type(data).__name__}, which cannot be read again and again.",
             "Give a list or a DataLoader.",
         )
     check_bn_data(model, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -40,6 +41,9 @@ def discover(model: nn.Module, x: Any, strict: bool = False) -> PermSpec:
 
     Source: the symmetries are those of Git Re-Basin (Ainsworth et al., ICLR 2023, section 2), which
     gives them by hand for each architecture.
+
+    The spec holds for inputs of the example's sizes, and for others where the graph would be the
+    same: give a batch and a length of at least 2, as axes of size 1 tell nothing.
 
     Args:
         model: any module that `torch.export` takes. It is traced in eval mode; its mode, and the
@@ -80,7 +84,23 @@ def _state_axes(model: nn.Module, walk: _Walk) -> dict[str, Axes]:
         if id(tensor) not in records:
             records[id(tensor)] = TensorAxes(free(size) for size in tensor.shape)
         axes[name] = records[id(tensor)]
+    _fix_shared(model, axes)
     return axes
+
+
+def _fix_shared(model: nn.Module, axes: dict[str, Axes]) -> None:
+    """Tensors that are views of one memory: reordering one would have to reorder the other."""
+    spans: list[tuple[str, int, int, str]] = []
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in axes and tensor.numel() and not tensor.is_meta:
+            last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+            begin = tensor.data_ptr()
+            spans.append((str(tensor.device), begin, begin + last * tensor.element_size(), name))
+    spans.sort()
+    for (device, _, end, name), (other_device, begin, _, other) in pairwise(spans):
+        if device == other_device and begin <= end and axes[name] is not axes[other]:
+            fix_all(axes[name], f"memory that it shares with {other}")
+            fix_all(axes[other], f"memory that it shares with {name}")
 
 
 def _placeholders(program: ExportedProgram, axes: dict[str, Axes]) -> list[Axes | None]:
@@ -155,8 +175,8 @@ class _Walk:
                 self.read.add(id(axes))
         if target is operator.getitem:
             return args[0][args[1]]
-        shapes = _shapes(node.meta.get("val"))
         where = _where(node)
+        shapes = _shapes(node, where)
         graphs = [a for a in args if isinstance(a, fx.GraphModule)]
         if graphs and len(graphs) == 1 and "wrap_with" in str(target):
             # A part of the model under no_grad or autocast: it is as if it were here.
@@ -209,9 +229,21 @@ def _tensors(value: Any) -> list[Axes]:
     return []
 
 
-def _shapes(value: Any) -> tuple[tuple[int, ...], ...]:
+def _shapes(node: fx.Node, where: str) -> tuple[tuple[int, ...], ...]:
+    value = node.meta.get("val")
     values = value if isinstance(value, (tuple, list)) else [value]
-    return tuple(tuple(int(n) for n in v.shape) for v in values if isinstance(v, Tensor))
+    tensors = [v for v in values if isinstance(v, Tensor)]
+    shapes: list[tuple[int, ...]] = []
+    for tensor in tensors:
+        sizes = [n if isinstance(n, int) else n.node.maybe_as_int() for n in tensor.shape]
+        if None in sizes:
+            raise InferKitError(
+                f"How much {node.target} in {where or 'the model'} puts out depends on values: "
+                f"{list(tensor.shape)}. So all of the model stays frozen.",
+                "Trace a part of the model without it, or write it with torch.where.",
+            )
+        shapes.append(tuple(sizes))
+    return tuple(shapes)
 
 
 def _where(node: fx.Node) -> str:

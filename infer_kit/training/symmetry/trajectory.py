@@ -56,7 +56,7 @@ class LinearTrajectory:
         at = self.lambdas[_step(t, len(self))]
         return {
             name: (
-                torch.lerp(value.detach(), self._last[name].detach(), at)
+                torch.lerp(value.detach(), self._last[name].detach().to(value), at)
                 if value.is_floating_point()
                 else value
             )

@@ -87,6 +87,7 @@ class Transfer:
         judge: Iterable[Any] | None = None,
         progress: bool = True,
     ) -> None:
+        spec.check_state(model.state_dict())
         spec.check_state(source[0])
         spec.check_state(target)
         check_bn_data(model, bn_data)
@@ -173,7 +174,12 @@ class Transfer:
         }
 
     def _moves(self, to: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> State:
-        return {name: to[name].detach() - start[name].detach() for name in self.spec.weights}
+        self.spec.check_state(to)
+        return {
+            name: to[name].detach() - start[name].detach()
+            for name in self.spec.weights
+            if name in to
+        }
 
     def _matched(
         self, data: Iterable[Any], batches: int, start: str, seed: int, fast: bool

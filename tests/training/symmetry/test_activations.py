@@ -22,6 +22,7 @@ def _data(model: nn.Module, *shape: int, batches: int = 3) -> list[tuple[Tensor,
     ]
 
 
+@pytest.mark.filterwarnings("ignore:No module puts out")
 @pytest.mark.parametrize("family", ["mlp", "grouped cnn", "resnet", "attention", "convnext"])
 def test_planted_orders_are_found(family: str) -> None:
     for seed in range(5):
@@ -109,6 +110,7 @@ class _Leaf(nn.Module):
         return (hidden, beside) if self.several else hidden + beside.sum(-1, keepdim=True)
 
 
+@pytest.mark.filterwarnings("ignore:No module puts out")
 def test_modules_that_return_something_else_than_their_last_operator() -> None:
     class Whole(nn.Module):
         def __init__(self, several: bool) -> None:
@@ -187,3 +189,29 @@ def test_weights_and_activations_agree_on_copies_with_noise() -> None:
     plain = match(spec, a, b)
     groups = [g for g in spec.groups if not g.startswith(("q.", "k."))]
     assert all(torch.equal(found.perms[g], plain.perms[g]) for g in groups)
+
+
+def test_batches_of_several_lengths_and_groups_that_are_not_seen() -> None:
+    torch.manual_seed(0)
+    conv = nn.Sequential(nn.Conv1d(3, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+    model = nn.Sequential(conv, nn.Linear(8, 5))
+    spec = discover(model, torch.randn(2, 3, 5))
+    a = model.state_dict()
+    planted = spec.random(0)
+    labels = torch.zeros(2).long()
+    data = [(torch.randn(2, 3, n), labels) for n in (20, 10, 7)]
+    found = activation_match(model, spec, a, spec.apply(planted, a), data)
+    undone = spec.inverse(planted)
+    assert all(torch.equal(found.perms[g], undone[g]) for g in spec.groups)
+
+    layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+    spec = discover(layer, torch.randn(2, 5, 16))
+    a = layer.state_dict()
+    b = spec.apply(spec.random(0), a)
+    data = [(torch.randn(2, 5, 16), labels)]
+    with pytest.warns(UserWarning, match=r"No module puts out the units of 'self_attn.in_proj"):
+        activation_match(layer, spec, a, b, data)
+    begun = match(spec, a, b).perms
+    with pytest.warns(UserWarning, match="their order is that of the start"):
+        found = activation_match(layer, spec, a, b, data, start=begun)
+    assert all(torch.equal(found.perms[g], begun[g]) for g in spec.groups)

@@ -86,6 +86,7 @@ def test_batch_norms_are_estimated_anew() -> None:
     b = copy.deepcopy(model.state_dict())
     spec = discover(model, torch.randn(2, 3, 8, 8))
     data = _data(2, 3, 8, 8)
+    before = copy.deepcopy(model.state_dict())
     found = ste_match(model, spec, a, b, data, 2, progress=False)
     # Whatever the statistics in the states are: they are not used.
     for state in (a, b):
@@ -94,7 +95,6 @@ def test_batch_norms_are_estimated_anew() -> None:
                 state[name] += 7.0
     again = ste_match(model, spec, a, b, data, 2, progress=False)
     assert again.losses == found.losses
-    before = model.state_dict()
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 
 
@@ -102,7 +102,7 @@ def test_what_cannot_be_done_is_refused() -> None:
     model, x = mlp()
     spec = discover(model, x)
     state = model.state_dict()
-    with pytest.raises(InferKitError, match="generator, which can be read once only"):
+    with pytest.raises(InferKitError, match="generator, which cannot be read again"):
         ste_match(model, spec, state, state, (b for b in _data(2, 6)))
     with pytest.raises(InferKitError, match="no batch to judge"):
         ste_match(model, spec, state, state, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from evals.benchmarks.symmetry_models import TiedLM, gpt2, resnet, shake
 from infer_kit.errors import InferKitError
-from infer_kit.training.symmetry import discover, rule
+from infer_kit.training.symmetry import discover, match, rule
 from infer_kit.training.symmetry.calling import outputs_of
 from tests.training.symmetry.models import FAMILIES, made
 
@@ -188,6 +189,143 @@ def test_what_depends_on_the_order_is_fixed(odd: object, operator: str | None) -
         assert operator in str(spec)
         with pytest.raises(InferKitError, match=f"There is no rule for {operator}"):
             discover(model, x, strict=True)
+
+
+class _Table(nn.Module):
+    """A tensor of 8 units under something, and a table of 8 rows beside it."""
+
+    def __init__(self, what: object) -> None:
+        super().__init__()
+        self.one, self.out = nn.Linear(6, 8), nn.Linear(8, 5)
+        self.mixed = nn.Parameter(torch.randn(8, 8))
+        self.register_buffer("mask", torch.arange(8.0), persistent=False)
+        self.what = what
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.what(self, self.one(x)))  # type: ignore[operator]
+
+
+def _filled(model: _Table, h: Tensor) -> Tensor:
+    seen = h.view(2, 4, 2)
+    h.fill_(1.0)
+    h.add_(model.mask)
+    return seen.reshape(2, 8)
+
+
+def _filled_part(model: _Table, h: Tensor) -> Tensor:
+    table = torch.empty(8, dtype=h.dtype)
+    seen = table[:]
+    table.fill_(2.0)
+    seen[3:].mul_(2)
+    return h * table
+
+
+def _complex(model: _Table, h: Tensor) -> Tensor:
+    turned = torch.exp(1j * torch.arange(4, dtype=torch.float64))
+    return (h.view(torch.complex128) * turned).view(torch.float64)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        _filled,
+        _filled_part,
+        _complex,
+        lambda m, h: torch.frexp(h + m.mask)[0],
+        lambda m, h: torch.matmul(h, m.mixed, out=torch.empty(2, 8, dtype=h.dtype)) + m.mask,
+        lambda m, h: h.repeat_interleave(torch.tensor([2, 1, 1, 1, 1, 1, 1, 0]), 1),
+        lambda m, h: h.repeat_interleave(1).view(2, 8) + m.mask,
+        lambda m, h: torch.einsum("bi,ij->bj", h, m.mixed) + m.mask,
+        lambda m, h: torch.einsum("ii,bi->bi", m.mixed, h),
+        lambda m, h: nn.functional.pixel_shuffle(h.view(2, 4, 2, 1), 2).reshape(2, 8),
+        lambda m, h: h.index_put((torch.tensor([0, 1]), torch.tensor([3, 2])), h[:, 0]),
+    ],
+)
+def test_no_symmetry_is_made_up(what: object) -> None:
+    torch.manual_seed(0)
+    model = _Table(what).double()
+    x = torch.randn(2, 6).double()
+    spec = discover(model, x)
+    for seed in range(6):
+        assert spec.check(model, x, seed=seed) < 1e-12
+
+
+def test_an_ellipsis_passes() -> None:
+    torch.manual_seed(0)
+    model = _Table(lambda m, h: torch.einsum("...i,ij->...j", h, m.mixed).relu()).double()
+    x = torch.randn(2, 3, 6).double()
+    spec = discover(model, x, strict=True)
+    assert set(spec.groups) == {"one.weight[0]", "mixed[1]"} or len(spec.groups) == 2
+    assert spec.check(model, x) < 1e-12
+
+
+def test_tensors_of_one_memory() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.out = nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 5)
+            self.two.weight = nn.Parameter(self.one.weight.detach().t())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.two(self.one(x).relu()).relu())
+
+    torch.manual_seed(0)
+    model, x = Shared(), torch.randn(2, 6)
+    spec = discover(model, x)
+    assert not spec.groups
+    assert any("memory that it shares with two.weight" in f.why for f in spec.frozen)
+    before = outputs_of(model, x)
+    model.load_state_dict(spec.apply(spec.random(0), model.state_dict()))
+    assert all(torch.equal(a, b) for a, b in zip(before, outputs_of(model, x), strict=True))
+
+
+def test_sizes_that_depend_on_values() -> None:
+    model = _Table(lambda m, h: h[h > 0].sum() + h)
+    with pytest.raises(InferKitError, match=r"How much aten.\S+ in the model puts out depends on"):
+        discover(model, torch.randn(2, 6))
+
+
+def test_check_sees_what_is_not_finite_and_leaves_buffers_alone() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 8), nn.Linear(8, 5)
+            self.register_buffer("count", torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.count.mul_(1.5)
+            out = self.two(self.one(x).relu()) * self.count
+            return out.index_fill(1, torch.tensor([0]), float("-inf"))
+
+    torch.manual_seed(0)
+    model, x = Counting(), torch.randn(2, 6)
+    spec = discover(model, x)
+    assert spec.check(model, x) < 1e-5
+    assert float(model.count) == 1.0
+    axes = dict(spec.axes) | {"two.weight": (((None, 5),), ((None, 8),))}
+    with pytest.raises(InferKitError, match="outputs differ by"):
+        replace(spec, axes=axes).check(model, x)
+    shift = nn.Sequential(nn.Linear(6, 2), nn.ReLU(), nn.Linear(2, 5))
+    found = discover(shift, x)
+    wrong = dict(found.axes) | {"2.weight": (((None, 5),), ((None, 2),))}
+    for seed in range(6):  # of two units, one order in two is the identity
+        with pytest.raises(InferKitError, match="outputs differ by"):
+            replace(found, axes=wrong).check(shift, x, seed=seed)
+
+
+def test_states_with_one_name_of_a_tied_tensor() -> None:
+    torch.manual_seed(0)
+    model = TiedLM()
+    spec = discover(model, torch.randint(0, 30, (2, 7)))
+    whole = model.state_dict()
+    perms = spec.random(0)
+    for left_out in ("tokens.weight", "head.weight"):
+        part = {name: t for name, t in whole.items() if name != left_out}
+        moved = spec.apply(perms, part)
+        assert set(moved) == set(part)
+        assert all(torch.equal(t, spec.apply(perms, whole)[n]) for n, t in moved.items())
+        found = match(spec, whole, moved, start="signature")
+        assert all(torch.equal(found.perms[g], spec.inverse(perms)[g]) for g in spec.groups)
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,19 @@ def test_training_is_that_of_a_plain_loop(schedule: str) -> None:
         fit(model, start, iter(data), 2, 0.1)
 
 
+def test_frozen_parameters_stay() -> None:
+    model = _net(0)
+    model[0].weight.requires_grad_(False)
+    start = copy.deepcopy(model.state_dict())
+    found = fit(model, start, _data(2, 0), 2, 0.1, progress=False).state
+    assert torch.equal(found["0.weight"], start["0.weight"])
+    assert not torch.equal(found["2.weight"], start["2.weight"])
+    model.requires_grad_(False)
+    with pytest.raises(InferKitError, match="No parameter of the model requires a gradient"):
+        fit(model, start, _data(2, 0), 2, 0.1)
+    assert all(g.any() for g in gradient(model, start, _data(2, 0)).values())
+
+
 def test_trajectories() -> None:
     start, end = _trained(0)
     even, falling = LinearTrajectory(start, end, 4), LinearTrajectory(start, end, 4, "cosine")
@@ -267,7 +280,11 @@ def test_what_cannot_be_transferred_is_refused() -> None:
     source = LinearTrajectory(start, end, 2)
     with pytest.raises(InferKitError, match=r"'0.bias' has shape \[11\]"):
         Transfer(model, spec, source, start | {"0.bias": torch.zeros(11)})
+    with pytest.raises(InferKitError, match=r"'0.weight' has shape \[9, 6\]"):
+        Transfer(_net(0, 9), spec, source, start)
     transfer = Transfer(model, spec, source, start, progress=False)
+    with pytest.raises(InferKitError, match=r"'0.weight' has shape \[9, 6\]"):
+        transfer.oracle(_net(0, 9).state_dict())
     with pytest.raises(InferKitError, match="The data have no batch"):
         transfer.gmt([])
     with pytest.raises(InferKitError, match="generator, which can be read once only"):
