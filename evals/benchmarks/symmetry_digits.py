@@ -13,6 +13,7 @@ from infer_kit.training.symmetry import (
     LinearTrajectory,
     Transfer,
     barrier,
+    condense,
     coreset_herding,
     coreset_random,
     discover,
@@ -43,7 +44,9 @@ def trained(
         if isinstance(module, nn.Linear):
             module.reset_parameters()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    after = fit(model, before, Batches(data, seed, size), epochs, lr, weight_decay=decay).state
+    after = fit(
+        model, before, Batches(data, seed, size), epochs, lr, weight_decay=decay, progress=False
+    ).state
     return before, after
 
 
@@ -76,10 +79,15 @@ class Merging:
         matched = spec.apply(match(spec, a, b).perms, b)
         rows["matching"] = self._best(model, a, matched, tests)
         rows["ensemble"] = _ensemble(model, a, b, tests)
+        made, labels = condense(
+            lambda: mlp(64, 128, 20, bias=True), both[0], marked, 5, outer=20, inner=5,
+            net_steps=10, seed=self.seed, progress=False,
+        )  # fmt: skip
         data = {
             "full": (both, 15, 250),
             "random 20/class": ((both[0][few], both[1][few]), 60, 100),
             "herding 20/class": ((both[0][herd], both[1][herd]), 60, 100),
+            "condensed 5/class": ((made, labels % 10), 60, 50),
         }
         for name, (split, rounds, size) in data.items():
             found = ste_match(

@@ -257,7 +257,7 @@ def barrier(
 
     Warns:
         UserWarning: calibrate_on begins as the data do; or the networks fit it perfectly, or to
-            99 % with half the loss that they have on the data; or a beta is at a bound.
+            99 % with a fifth of the loss that they have on the data; or a beta is at a bound.
     """
     check_same(a, b)
     if steps < 3:
@@ -286,7 +286,7 @@ def barrier(
             if fit is not None and at in (0, 1):
                 right = float((logits.argmax(1) == targets).float().mean())
                 known = _summed(logits, targets) / len(targets)
-                perfect |= right == 1 or (right >= 0.99 and known < 0.5 * points[-1][0])
+                perfect |= right == 1 or (right >= 0.99 and known < 0.2 * points[-1][0])
             bar.set_postfix(loss=f"{points[-1][0]:.4f}", refresh=False)
     at_bound = [f"{at:.3g}" for at, fit in zip(lambdas, fits, strict=False) if fit.bounded]
     if perfect:

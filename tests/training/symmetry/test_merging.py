@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from math import exp, inf, log
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from infer_kit.errors import InferKitError
+from infer_kit.training.symmetry import fit
 from infer_kit.training.symmetry.calibration import calibrate
 from infer_kit.training.symmetry.merging import (
     Curve,
@@ -461,3 +463,29 @@ def test_outputs_with_logits_and_mappings_are_classified() -> None:
     batch = ({"values": torch.eye(3), "times": torch.tensor(2.0)}, torch.arange(3))
     logits, targets = classification(Named(), batch)
     assert torch.equal(logits, 2 * torch.eye(3)) and torch.equal(targets, torch.arange(3))
+
+
+def test_a_temperature_fitted_on_what_was_trained_on_is_told() -> None:
+    """Networks that fit it to 99 % and more, not wholly, and the same tensors in another list."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1100, 20, generator=generator)
+    teacher = torch.randn(20, 4, generator=generator)
+    y = (x @ teacher).argmax(1)
+    y[5] = (y[5] + 1) % 4  # one that is not fitted
+    train, test = (x[:300], y[:300]), (x[300:], y[300:])
+    model = torch.nn.Sequential(torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+    ends = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        for layer in (model[0], model[2]):
+            layer.reset_parameters()
+        start = {name: t.clone() for name, t in model.state_dict().items()}
+        ends.append(fit(model, start, [train], 150, 0.3, progress=False).state)
+    with pytest.warns(UserWarning, match="far better than the data they are judged by"):
+        barrier(model, *ends, [test], steps=3, calibrate_on=[train], progress=False)
+    with pytest.warns(UserWarning, match="beta is fitted on the data that it is judged by"):
+        barrier(model, *ends, [test], steps=3, calibrate_on=[test], progress=False)
+    half = (test[0][:400], test[1][:400]), (test[0][400:], test[1][400:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        barrier(model, *ends, [half[0]], steps=3, calibrate_on=[half[1]], progress=False)
