@@ -262,8 +262,13 @@ def mlp() -> Made:
     return nn.Sequential(*layers), torch.randn(4, 6)
 
 
-def shake(model: nn.Module) -> None:
-    """Biases, scales and running statistics that tell units apart."""
+def shake(model: nn.Module, loud: bool = True) -> None:
+    """Biases, scales and running statistics that tell units apart.
+
+    Args:
+        loud: weights that are drawn small become 8 times as large, so that attention is not even.
+            In deep networks that would multiply rounding, too.
+    """
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name.endswith("running_var"):
@@ -272,7 +277,7 @@ def shake(model: nn.Module) -> None:
                 tensor.add_(0.3 * torch.randn_like(tensor))
             elif tensor.dim() > 1 and not tensor.any():  # heads that begin at 0
                 tensor.normal_(std=0.1)
-            elif tensor.dim() > 1 and tensor.std() < 0.05:  # as transformers draws them
+            elif loud and tensor.dim() > 1 and tensor.std() < 0.05:  # as transformers draws them
                 tensor.mul_(8)
 
 
@@ -311,8 +316,8 @@ def zoo(seed: int = 0) -> dict[str, Made]:
             found[f"timm {name}"] = model, images(model.default_cfg["input_size"][1])
     except (ImportError, RuntimeError):
         pass
-    for model, _ in found.values():
-        shake(model)
+    for name, (model, _) in found.items():
+        shake(model, loud=not name.startswith(("torchvision", "timm")))
     return found
 
 

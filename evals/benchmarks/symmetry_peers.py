@@ -59,6 +59,6 @@ def rebasin(a: nn.Module, b: nn.Module, x: Any) -> dict[str, Tensor] | None:
     except ImportError:
         return None
     other = deepcopy(b)
-    descent = PermutationCoordinateDescent(deepcopy(a), other, x, verbose=False)
+    descent = PermutationCoordinateDescent(deepcopy(a), other, x)
     descent.rebasin()
     return dict(other.state_dict())

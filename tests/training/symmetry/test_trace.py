@@ -388,6 +388,26 @@ def test_a_rule_of_ones_own() -> None:
     assert spec.check(model, x) < 1e-5
 
 
+def test_a_rule_that_gives_other_sizes_is_not_believed() -> None:
+    @torch.library.custom_op("symmetry_test::doubled", mutates_args=())
+    def doubled(x: Tensor) -> Tensor:
+        return torch.cat([x * torch.arange(x.shape[-1]), x], -1)
+
+    @doubled.register_fake
+    def _(x: Tensor) -> Tensor:
+        return x.new_empty(*x.shape[:-1], 2 * x.shape[-1])
+
+    @rule("symmetry_test.doubled")
+    def wrong(call: object, axes: list) -> list:
+        return axes
+
+    model = nn.Sequential(nn.Linear(6, 4), nn.Sequential())
+    model[1].forward = lambda x: doubled(x)[:, 2:6].sum(-1, keepdim=True)
+    x = torch.randn(2, 6)
+    spec = discover(model, x)
+    assert not spec.groups and spec.unknown == ("symmetry_test.doubled in 1",)
+
+
 def test_a_wrong_rule_is_found_by_check() -> None:
     from infer_kit.training.symmetry.rules import RULES
 
