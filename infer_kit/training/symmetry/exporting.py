@@ -25,6 +25,11 @@ def exported(model: nn.Module, x: Any) -> ExportedProgram:
     Raises:
         InferKitError: names the operator, and the module and line that called it.
     """
+    if not isinstance(model, nn.Module):
+        raise InferKitError(
+            f"A {type(model).__name__} is given where a model is expected.",
+            "Give the module itself, not its state.",
+        )
     args, kwargs = arguments_of(x)
     said = io.StringIO()
     try:

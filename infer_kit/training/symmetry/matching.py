@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.symmetry.descent import (
@@ -96,7 +96,7 @@ def match(
 def pairs_of(spec: PermSpec, a: State | Sequence[State], b: State | Sequence[State]) -> list[Pair]:
     """The weights of all pairs of states, unfolded; the pairs along one dimension that stays."""
     for side in (a, b):
-        if isinstance(side, nn.Module):
+        if not isinstance(side, (Mapping, Sequence)):
             raise InferKitError(
                 f"A {type(side).__name__} is given where states are expected.",
                 "Give model.state_dict().",

@@ -264,6 +264,8 @@ def test_what_cannot_be_matched_is_refused() -> None:
         match(spec, state, state | {"2.bias": state["2.bias"] / 0})
     with pytest.raises(InferKitError, match="A Sequential is given where states are expected"):
         match(spec, model, model)
+    with pytest.raises(InferKitError, match="A NoneType is given where states are expected"):
+        match(spec, state, None)
     with pytest.raises(InferKitError, match="no start 'best'"):
         match(spec, state, state, start="best")
     with pytest.raises(InferKitError, match="There is no start"):

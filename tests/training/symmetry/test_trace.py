@@ -445,6 +445,11 @@ def test_a_model_that_cannot_be_exported() -> None:
         discover(nn.Sequential(nn.ReLU(), Branch()), torch.randn(2, 6))
 
 
+def test_a_state_is_no_model() -> None:
+    with pytest.raises(InferKitError, match="A OrderedDict is given where a model is expected"):
+        discover(nn.Linear(2, 2).state_dict(), torch.randn(1, 2))
+
+
 def test_an_operator_without_a_fake_implementation(capfd: pytest.CaptureFixture[str]) -> None:
     @torch.library.custom_op("symmetry_test::bare", mutates_args=())
     def bare(x: Tensor) -> Tensor:
