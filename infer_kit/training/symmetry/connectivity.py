@@ -24,7 +24,7 @@ examples, of float64 norms and products.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,7 @@ from infer_kit.errors import InferKitError
 from infer_kit.training.symmetry.calling import called_with, evaluating
 from infer_kit.training.symmetry.merging import check_same, interpolate
 from infer_kit.training.symmetry.placed import Placed
-
-State = Mapping[str, Tensor]
+from infer_kit.training.symmetry.spec import State
 
 _TRANSPOSED: tuple[Callable[..., Tensor], ...] = (
     nn.functional.conv_transpose1d,

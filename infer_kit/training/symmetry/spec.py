@@ -48,7 +48,8 @@ class PermSpec:
         shapes: of each tensor.
         weights: names that are parameters; matching compares them, not the buffers.
         same: names of tensors that are another one under a second name, and that one's.
-        outputs: axes of what each leaf module puts out when first called, the traced sizes.
+        outputs: axes of what leaf modules put out, the traced sizes; without those of which
+            several tensors are read, or that are called more than once.
         frozen: the axes that may not be reordered, and why.
         unknown: operators without a rule, and where they were met.
     """

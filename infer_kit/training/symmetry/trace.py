@@ -60,7 +60,7 @@ def discover(model: nn.Module, x: Any, strict: bool = False) -> PermSpec:
     """
     program = exported(model, x)
     walk = _Walk()
-    axes = _state_axes(model, walk)
+    axes = _state_axes(model)
     placeholders = _placeholders(program, axes)
     outputs = walk.graph(program.graph_module, placeholders)
     for out in outputs:
@@ -74,7 +74,7 @@ def discover(model: nn.Module, x: Any, strict: bool = False) -> PermSpec:
     return _spec(model, axes, walk)
 
 
-def _state_axes(model: nn.Module, walk: _Walk) -> dict[str, Axes]:
+def _state_axes(model: nn.Module) -> dict[str, Axes]:
     """Fresh atoms for each tensor of the state dict; a tensor under two names has one record."""
     records: dict[int, Axes] = {}
     axes: dict[str, Axes] = {}
