@@ -12,9 +12,9 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from infer_kit.errors import InferKitError
-from infer_kit.training.symmetry.batch_norm import check_bn_data, has_bn, reestimate_by
+from infer_kit.training.symmetry.batch_norm import check_bn_data, reestimate_by
 from infer_kit.training.symmetry.matching import match
-from infer_kit.training.symmetry.merging import Predict, classification, interpolate
+from infer_kit.training.symmetry.merging import Predict, classification, evaluate, interpolate
 from infer_kit.training.symmetry.placed import Placed, State, modes
 from infer_kit.training.symmetry.spec import Perms, PermSpec
 
@@ -94,7 +94,7 @@ def ste_match(
         raise InferKitError("There is no batch to judge permutations by.", "Give at least one.")
 
     def loss_of(state: Mapping[str, Tensor]) -> float:
-        return _mean_loss(model, reestimate_by(predict, model, state, data), batches, predict)
+        return evaluate(model, state, batches, predict, data)[0]
 
     def midpoint(perms: Perms) -> State:
         return interpolate(a, spec.apply(perms, b), 0.5)
@@ -110,9 +110,7 @@ def ste_match(
         for _ in range(epochs):
             for batch in data:
                 step += 1
-                middle = midpoint(perms)
-                if has_bn(model):
-                    middle = reestimate_by(predict, model, middle, data)
+                middle = reestimate_by(predict, model, midpoint(perms), data)
                 _pull(model, middle, theta, batch, predict)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -150,14 +148,3 @@ def _pull(
     for name, tensor in theta.items():
         grad = placed.values[placed.names[name]].grad
         tensor.grad = None if grad is None else 0.5 * grad
-
-
-def _mean_loss(model: nn.Module, state: State, batches: list[Any], predict: Predict) -> float:
-    placed = Placed(model, state)
-    total, count = 0.0, 0
-    with modes(model):
-        for batch in batches:
-            logits, targets = placed(predict, batch)
-            total += float(cross_entropy(logits.double(), targets, reduction="sum"))
-            count += len(targets)
-    return total / count

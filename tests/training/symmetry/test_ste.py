@@ -109,5 +109,5 @@ def test_what_cannot_be_done_is_refused() -> None:
     with pytest.raises(InferKitError, match=r"'0.weight' has shape \[9, 5\]"):
         ste_match(model, spec, state, state | {"0.weight": torch.zeros(9, 5)}, _data(1, 6))
     broken = [(batch[0] / 0, batch[1]) for batch in _data(1, 6)]
-    with pytest.raises(InferKitError, match="loss is nan"):
+    with pytest.raises(InferKitError, match="The loss of the state is nan"):
         ste_match(model, spec, state, state, broken, progress=False)
