@@ -6,24 +6,27 @@ a and b have the property (LEWC) if
 
 $$f_k(x; \lambda a + (1-\lambda) b) = \lambda^k f_k(x; a) + (1-\lambda)^k f_k(x; b),$$
 
-that is, if the merged network computes both side by side, each shrunk. At k = 1 any two networks
-have it, biases included. Deeper it follows, without biases, from two properties of each layer:
+that is, if the merged network computes both side by side, each shrunk. A first layer that reads x
+itself has it in any two networks, biases included. Deeper it follows, without biases, from two
+properties of each layer:
 
     weak additivity             relu(l z_a + (1-l) z_b) = l relu(z_a) + (1-l) relu(z_b)
     reciprocal orthogonality    W_b z_a = 0 = W_a z_b
 
 **Here l weighs a.** In an interpolation (1-l) a + l b, such as that of a barrier, it weighs b.
 
-A layer is a call of an `nn.Linear` or a convolution, and k counts the calls in the order in which
-they are made: a module that is called twice is two layers of one name, as its weights multiply the
-signal twice. Weights that are used without calling their module (those of
-`nn.MultiheadAttention`) are not seen. Networks run in evaluation mode without gradients, and
-examples are along the first dimension of what a layer takes and gives. Numbers are means over the
-examples, of float64 norms and products.
+A layer is a call of an `nn.Linear`, transformers' `Conv1D` or a convolution, and k counts the calls
+in the order in which they are made: a module that is called twice is two layers of one name, as its
+weights multiply the signal twice. In a network with branches k is more than the depth. Weights that
+multiply the signal elsewhere are not counted, and a warning names them: those of embeddings, and
+those that are used without calling their module (`nn.MultiheadAttention`). Networks run in
+evaluation mode without gradients, and examples are along the first dimension of what a layer takes
+and gives. Numbers are means over the examples, of float64 norms and products.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +36,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from infer_kit.errors import InferKitError
+from infer_kit.training.conv1d import is_conv1d
 from infer_kit.training.symmetry.calling import called_with, evaluating
 from infer_kit.training.symmetry.merging import check_same, interpolate
-from infer_kit.training.symmetry.placed import Placed
+from infer_kit.training.symmetry.placed import Placed, whole
 from infer_kit.training.symmetry.spec import State
 
 _TRANSPOSED: tuple[Callable[..., Tensor], ...] = (
@@ -126,10 +130,15 @@ def lewc(
         InferKitError: states that do not fit each other or the model; an l outside of [0, 1]; a
             name that is no layer or does not run; no examples; pre-activations that are not
             finite; networks that do not run the same layers.
+
+    Warns:
+        UserWarning: weights that are not counted in k.
     """
     _check_weight(l)
     ours, theirs = _both(model, a, b, x, layers)
-    merged = _calls(model, interpolate(a, b, 1 - l), x, layers, "the merged network")
+    merged = _calls(
+        model, interpolate(whole(model, a), whole(model, b), 1 - l), x, layers, "the merged network"
+    )
     _check_same_calls(ours, merged, "a and the merged one")
     rows = []
     for of_a, of_b, of_both in zip(ours, theirs, merged, strict=True):
@@ -247,22 +256,38 @@ def effective_ranks(state: State) -> dict[str, float]:
 def _both(
     model: nn.Module, a: State, b: State, x: Any, layers: Collection[str] | None
 ) -> tuple[list[_Call], list[_Call]]:
+    a, b = whole(model, a), whole(model, b)
     check_same(a, b)
     ours = _calls(model, a, x, layers, "network a")
     theirs = _calls(model, b, x, layers, "network b")
     _check_same_calls(ours, theirs, "a and b")
+    seen = {
+        id(parameter) for module in _layers(model).values() for parameter in module.parameters()
+    }
+    passed = [n for n, p in model.named_parameters() if p.dim() > 1 and id(p) not in seen]
+    if passed:
+        more = f" and {len(passed) - 3} more" if len(passed) > 3 else ""
+        warnings.warn(
+            f"{', '.join(map(repr, passed[:3]))}{more} belong to no Linear or convolution: they "
+            "are not counted in k, and have no row.",
+            stacklevel=3,
+        )
     return ours, theirs
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | _ConvNd) or is_conv1d(module)
+    }
 
 
 def _calls(
     model: nn.Module, state: State, x: Any, layers: Collection[str] | None, who: str
 ) -> list[_Call]:
     """The calls of the layers that are named, when the model runs with this state."""
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | _ConvNd)
-    }
+    found = _layers(model)
     if isinstance(layers, str):
         layers = [layers]
     for name in layers or ():
@@ -334,7 +359,7 @@ def _linear(module: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
             convolve: Any = module._conv_forward  # which knows the padding modes
             out: Tensor = convolve(x, weight, None)
             return out
-        return nn.functional.linear(x, weight)
+        return x @ weight if is_conv1d(module) else nn.functional.linear(x, weight)
 
 
 def _rows(values: Tensor) -> Tensor:

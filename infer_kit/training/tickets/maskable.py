@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from infer_kit.errors import InferKitError
+from infer_kit.training.conv1d import is_conv1d
 from infer_kit.training.tickets.rng import fan_in_of
 
 _CONVOLUTIONS = (
@@ -116,8 +117,7 @@ def _of(name: str, module: nn.Module) -> list[Maskable]:
         )
     if isinstance(module, (nn.Linear, nn.Embedding, *_CONVOLUTIONS)):
         return [named("weight", fan_in_of(weight.shape))]
-    # Of transformers, told by name so that it need not be imported: its weight is [in, out].
-    if type(module).__name__.endswith("Conv1D") and hasattr(module, "nf"):
+    if is_conv1d(module):
         return [named("weight", weight.shape[0])]
     return []
 

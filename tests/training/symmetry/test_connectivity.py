@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.symmetry.connectivity import (
@@ -427,3 +429,66 @@ def test_the_effective_rank_is_that_of_matrices_of_which_it_is_known() -> None:
 
 def test_rows_read_well() -> None:
     assert repr(LEWC("0", 1, 1.0, 1.0)) == "LEWC(layer='0', k=1, cosine=1.0, norm_ratio=1.0)"
+
+
+def gpt2() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=32, n_positions=16, n_embd=16, n_layer=2, n_head=2,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).double().eval()
+
+
+def test_linear_layers_with_their_weight_the_other_way_round() -> None:
+    """GPT-2's: c_attn, c_proj, c_fc, c_proj of each block, and the head."""
+    model = gpt2()
+    a, b = states(model)
+    a["lm_head.weight"] = a["transformer.wte.weight"]
+    b["lm_head.weight"] = b["transformer.wte.weight"]
+    x = {"input_ids": torch.randint(0, 32, (3, 7))}
+    with pytest.warns(UserWarning, match="'transformer.wpe.weight' belong to no Linear"):
+        rows = lewc(model, a, b, x)
+    assert [row.layer.rpartition("h.")[2] for row in rows] == [
+        *(
+            f"{i}.{name}"
+            for i in range(2)
+            for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+        ),
+        "lm_head",
+    ]
+    assert [row.k for row in rows] == list(range(1, 10))
+    with pytest.warns(UserWarning, match="belong to no Linear"):
+        row = reciprocal_orthogonality(model, a, b, x)[2]
+    seen: list[Tensor] = []
+    layer = model.transformer.h[0].mlp.c_fc
+    handle = layer.register_forward_hook(lambda m, args, out: seen.append(args[0]))
+    with torch.no_grad():
+        for state in (a, b):
+            torch.func.functional_call(model, state, (), x)
+    handle.remove()
+    z, w = seen[0].flatten(1), [s["transformer.h.0.mlp.c_fc.weight"] for s in (a, b)]
+    own, other = ((seen[0] @ weight).flatten(1).norm(dim=1) for weight in w)
+    assert z.shape[0] == 3
+    assert row.b_on_a == pytest.approx(float((other / own).mean()))
+
+
+def test_weights_that_are_not_counted_are_named() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(6, 8)
+            self.heads = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.one(x)
+            return self.heads(x, x, x)[0]
+
+    model = Attends().double()
+    a, b = states(model)
+    with pytest.warns(UserWarning, match=r"^'heads.in_proj_weight' belong"):
+        lewc(model, a, b, examples(2, 3, 6))
+    plain = mlp(6, 8, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lewc(plain, *states(plain), examples(2, 6))
