@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,11 @@ def called_with(model: nn.Module, x: Any) -> Any:
     return model(*args, **kwargs)
 
 
+def inputs_of(batch: Any) -> Any:
+    """What of a batch a model takes: the first of a tuple or list, or all of it."""
+    return batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in eval mode and, if it is of transformers, without a cache among its outputs."""
@@ -46,10 +51,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 config.use_cache = True
 
 
-def outputs_of(model: nn.Module, x: Any, state: Mapping[str, Tensor] | None = None) -> list[Tensor]:
-    """All tensors that the model puts out for an example, with another state if one is given."""
+def outputs_of(
+    model: nn.Module,
+    x: Any,
+    state: Mapping[str, Tensor] | None = None,
+    outputs: Callable[[Any], Any] | None = None,
+) -> list[Tensor]:
+    """The tensors that the model puts out for an example, with another state if one is given.
+
+    Args:
+        outputs: what of that the model returns; None for all.
+    """
     with torch.no_grad(), evaluating(model):
         out = called_with(model, x) if state is None else Placed(model, state)(called_with, x)
+    out = out if outputs is None else outputs(out)
     # Outputs of transformers are mappings, which pytree knows or not.
     plain = list(out.values()) if isinstance(out, Mapping) else out
     return [leaf for leaf in tree_leaves(plain) if isinstance(leaf, Tensor)]
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """The model's own tensors by name, the very objects, without what get_extra_state() adds."""
+    named = model.state_dict(keep_vars=True).items()
+    return {name: value for name, value in named if isinstance(value, Tensor)}

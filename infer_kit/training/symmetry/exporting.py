@@ -16,14 +16,20 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from infer_kit.errors import InferKitError
-from infer_kit.training.symmetry.calling import arguments_of, evaluating
+from infer_kit.training.symmetry.calling import (
+    arguments_of,
+    evaluating,
+    outputs_of,
+    state_of,
+)
 
 
 def exported(model: nn.Module, x: Any) -> ExportedProgram:
     """The graph of a model in eval mode on an example.
 
     Raises:
-        InferKitError: names the operator, and the module and line that called it.
+        InferKitError: the model does not run on the example; or names the operator, and the module
+            and line that called it.
     """
     if not isinstance(model, nn.Module):
         raise InferKitError(
@@ -36,15 +42,26 @@ def exported(model: nn.Module, x: Any) -> ExportedProgram:
         with _quiet(said), evaluating(model), torch.no_grad():
             return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
+        _check_it_runs(model, x)
         why = str(error).partition("\n\n")[0].replace("\n", " ")
         raise InferKitError(
             f"{type(model).__name__} cannot be exported, so all of it stays frozen. It stopped"
             f"{_operator(said.getvalue() + str(error))}{_line(model, error)}: "
             f"{type(error).__name__}: {why[:300]}",
             "torch.export must be able to trace the model on this example: no branch on the values "
-            "of a tensor, a fake implementation for each custom operator "
-            "(torch.library.register_fake), tensors and plain containers as outputs. Trace a part "
-            "of the model, or change the part that it names.",
+            "of a tensor, a fake implementation for each custom operator (its register_fake), "
+            "tensors and plain containers as outputs. Trace a part of the model, or change the "
+            "part that it names.",
+        ) from error
+
+
+def _check_it_runs(model: nn.Module, x: Any) -> None:
+    try:
+        outputs_of(model, x, state_of(model))
+    except Exception as error:
+        raise InferKitError(
+            f"{type(model).__name__} does not run on this example: {type(error).__name__}: {error}",
+            "x is a tensor, a tuple of positional arguments or a mapping of named ones.",
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from infer_kit.errors import InferKitError
-from infer_kit.training.symmetry.calling import outputs_of
+from infer_kit.training.symmetry.calling import outputs_of, state_of
+from infer_kit.training.symmetry.placed import check_is_state
 
 Perms = dict[str, Tensor]
 State = Mapping[str, Tensor]
@@ -52,6 +53,7 @@ class PermSpec:
             several tensors are read, or that are called more than once.
         frozen: the axes that may not be reordered, and why.
         unknown: operators without a rule, and where they were met.
+        chosen: what of the model's outputs has to stay as it is; None for all.
     """
 
     groups: dict[str, int]
@@ -62,6 +64,7 @@ class PermSpec:
     outputs: dict[str, tuple[tuple[Factor, ...], ...]] = field(default_factory=dict)
     frozen: tuple[Frozen, ...] = ()
     unknown: tuple[str, ...] = ()
+    chosen: Callable[[Any], Any] | None = None
 
     def __str__(self) -> str:
         moving = sum(prod(self.shapes[name]) for name in self._moving())
@@ -70,14 +73,20 @@ class PermSpec:
             f"{len(self.groups)} groups of {sum(self.groups.values())} units; they reorder "
             f"tensors with {moving / max(1, total):.0%} of {total:,} entries."
         ]
-        reasons: dict[str, list[str]] = {}
+        reasons: dict[str, dict[tuple[str, int], int]] = {}
         for item in self.frozen:
-            whole = self.shapes[item.tensor][item.axis]
-            part = "" if item.size == whole else f" (a factor of {item.size} in {whole})"
-            reasons.setdefault(item.why, []).append(f"{item.tensor}[{item.axis}]{part}")
-        for why, places in reasons.items():
+            fixed = reasons.setdefault(item.why, {})
+            place = item.tensor, item.axis
+            fixed[place] = fixed.get(place, 1) * item.size
+        for why, fixed in reasons.items():
+            places = []
+            for (name, axis), size in fixed.items():
+                whole = self.shapes[name][axis]
+                part = "" if size == whole else f" (a factor of {size} in {whole})"
+                places.append(f"{name}[{axis}]{part}")
             more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-            lines.append(f"fixed by {why}: {', '.join(places[:3])}{more}")
+            no_rule = ", which has no rule" if why in self.unknown else ""
+            lines.append(f"fixed by {why}{no_rule}: {', '.join(places[:3])}{more}")
         return "\n".join(lines)
 
     def _moving(self) -> list[str]:
@@ -151,16 +160,24 @@ class PermSpec:
         Raises:
             InferKitError: the error is above `tol`, or nothing that comes out can be compared.
         """
-        state = dict(model.state_dict(keep_vars=True))
+        state = state_of(model)
         # Both from states, of which buffers are copies: a forward may write to them.
-        before = outputs_of(model, x, state)
-        after = outputs_of(model, x, self.apply(self._moving_all(seed), state))
+        before = outputs_of(model, x, state, self.chosen)
+        after = outputs_of(model, x, self.apply(self._moving_all(seed), state), self.chosen)
         if not any(a.numel() for a in before):
             raise InferKitError("The model puts out no number that could be compared.")
         error = max(_difference(a, b) for a, b in zip(before, after, strict=True))
         if tol is None:
             tol = 1e-12 if any(a.dtype == torch.float64 for a in before) else 1e-5
         if not error <= tol:
+            again = outputs_of(model, x, state, self.chosen)
+            own = max(_difference(a, b) for a, b in zip(before, again, strict=True))
+            if own > 0:
+                raise InferKitError(
+                    f"With the same units and the same input the model's outputs differ by "
+                    f"{own:.2g} of the largest: it draws numbers in eval mode.",
+                    "Seed it in its forward, or trace the part without them.",
+                )
             raise InferKitError(
                 f"With its units in another order the model's outputs differ by {error:.2g} of the "
                 f"largest; at most {tol:.2g} were expected.",
@@ -175,6 +192,7 @@ class PermSpec:
         Raises:
             InferKitError: names the first tensor that is missing, unknown or of another shape.
         """
+        check_is_state(state)
         hint = "Trace the model whose state this is: discover(model, x)."
         for name, shape in self.shapes.items():
             if name not in state:
@@ -203,6 +221,11 @@ class PermSpec:
         Raises:
             InferKitError: names the first group for which there is none.
         """
+        if not isinstance(perms, Mapping):
+            raise InferKitError(
+                f"A {type(perms).__name__} is given where permutations by group are expected.",
+                "They are the .perms of what match, ste_match or a transfer returns.",
+            )
         for group, size in self.groups.items():
             if group not in perms:
                 raise InferKitError(

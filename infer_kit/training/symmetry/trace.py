@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import operator
-from itertools import pairwise
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.symmetry import rules_of_layers, rules_of_shapes  # noqa: F401
@@ -23,6 +25,7 @@ from infer_kit.training.symmetry.atoms import (
     free,
     leaves,
 )
+from infer_kit.training.symmetry.calling import state_of
 from infer_kit.training.symmetry.exporting import exported
 from infer_kit.training.symmetry.rules import Call, called
 from infer_kit.training.symmetry.spec import Factor, Frozen, PermSpec
@@ -32,7 +35,12 @@ _INPUT = "the model's input"
 _UNUSED = "no operator reads it"
 
 
-def discover(model: nn.Module, x: Any, strict: bool = False) -> PermSpec:
+def discover(
+    model: nn.Module,
+    x: Any,
+    strict: bool = False,
+    outputs: Callable[[Any], Any] | None = None,
+) -> PermSpec:
     """Find the orders of hidden units that leave a model's function as it is.
 
     The model is exported (`torch.export`) and its operators are walked: each says which axes of its
@@ -50,6 +58,9 @@ def discover(model: nn.Module, x: Any, strict: bool = False) -> PermSpec:
             cache of a model of transformers, are as before afterwards.
         x: an example: a tensor, a tuple of positional arguments or a mapping of named ones.
         strict: refuse a model with an operator that has no rule.
+        outputs: what of the model's outputs has to stay as it is, such as `lambda out: out.logits`;
+            None for all. An output that nobody needs, such as the states of T5's encoder, fixes
+            the stream that it is taken from.
 
     Returns:
         The spec, with a report of what is fixed and why (`print(spec)`, `spec.frozen`).
@@ -62,25 +73,44 @@ def discover(model: nn.Module, x: Any, strict: bool = False) -> PermSpec:
     walk = _Walk()
     axes = _state_axes(model)
     placeholders = _placeholders(program, axes)
-    outputs = walk.graph(program.graph_module, placeholders)
-    for out in outputs:
-        fix_all(out, _OUTPUT)
+    given = walk.graph(program.graph_module, placeholders)
+    kept = _kept(program, outputs)
+    for place, value in enumerate(given):
+        if kept is None or place in kept:
+            for axes_out in _tensors(value):
+                fix_all(axes_out, _OUTPUT)
     if strict and walk.unknown:
         raise InferKitError(
             f"There is no rule for {', '.join(walk.unknown)}.",
             "Add one with infer_kit.training.symmetry.rule, or leave strict=False: what such an "
             "operator touches is then fixed.",
         )
-    return _spec(model, axes, walk)
+    return replace(_spec(model, axes, walk), chosen=outputs)
+
+
+def _kept(program: ExportedProgram, outputs: Callable[[Any], Any] | None) -> set[int] | None:
+    """Which of what comes out of the graph is the model's output that is asked for."""
+    if outputs is None:
+        return None
+    specs = program.graph_signature.output_specs
+    users = [place for place, spec in enumerate(specs) if spec.kind == OutputKind.USER_OUTPUT]
+    # Their places, in the structure that the model returns.
+    returned = tree_unflatten(users, program.call_spec.out_spec)
+    chosen = {place for place in tree_leaves(outputs(returned)) if isinstance(place, int)}
+    if not chosen:
+        raise InferKitError(
+            "outputs chooses nothing of what the model returns.",
+            "Return a part of it, such as lambda out: out.logits.",
+        )
+    # What a forward writes to buffers comes out as well, and stays.
+    return chosen | (set(range(len(specs))) - set(users))
 
 
 def _state_axes(model: nn.Module) -> dict[str, Axes]:
     """Fresh atoms for each tensor of the state dict; a tensor under two names has one record."""
     records: dict[int, Axes] = {}
     axes: dict[str, Axes] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor):
-            continue  # what get_extra_state() returned
+    for name, tensor in state_of(model).items():
         if id(tensor) not in records:
             records[id(tensor)] = TensorAxes(free(size) for size in tensor.shape)
         axes[name] = records[id(tensor)]
@@ -91,16 +121,20 @@ def _state_axes(model: nn.Module) -> dict[str, Axes]:
 def _fix_shared(model: nn.Module, axes: dict[str, Axes]) -> None:
     """Tensors that are views of one memory: reordering one would have to reorder the other."""
     spans: list[tuple[str, int, int, str]] = []
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if name in axes and tensor.numel() and not tensor.is_meta:
+    for name, tensor in state_of(model).items():
+        if tensor.numel() and not tensor.is_meta:
             last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
             begin = tensor.data_ptr()
             spans.append((str(tensor.device), begin, begin + last * tensor.element_size(), name))
-    spans.sort()
-    for (device, _, end, name), (other_device, begin, _, other) in pairwise(spans):
-        if device == other_device and begin <= end and axes[name] is not axes[other]:
-            fix_all(axes[name], f"memory that it shares with {other}")
-            fix_all(axes[other], f"memory that it shares with {name}")
+    widest: tuple[str, int, str] | None = None  # of those before, the one that reaches furthest
+    for device, begin, end, name in sorted(spans):
+        if widest is not None and widest[0] == device and begin <= widest[1]:
+            other = widest[2]
+            if axes[name] is not axes[other]:
+                fix_all(axes[name], f"memory that it shares with {other}")
+                fix_all(axes[other], f"memory that it shares with {name}")
+        if widest is None or widest[0] != device or end > widest[1]:
+            widest = (device, end, name)
 
 
 def _placeholders(program: ExportedProgram, axes: dict[str, Axes]) -> list[Axes | None]:
@@ -133,22 +167,23 @@ class _Walk:
         self.outputs: dict[str, Axes] = {}
         self.read: set[int] = set()
 
-    def graph(self, module: fx.GraphModule, inputs: list[Any]) -> list[Axes]:
-        """The axes of all tensors that come out of a graph."""
+    def graph(self, module: fx.GraphModule, inputs: list[Any]) -> list[Any]:
+        """What comes out of a graph, tensors as axes."""
         values: dict[fx.Node, Any] = {}
         leaving: dict[str, list[Axes]] = {}
         given = iter(inputs)
-        out: list[Axes] = []
+        out: list[Any] = []
         for node in module.graph.nodes:
             if node.op == "placeholder":
                 values[node] = next(given)
             elif node.op == "get_attr":
                 values[node] = self._attribute(module, str(node.target))
             elif node.op == "output":
-                flat: list[Any] = []
-                fx.map_arg(node.args, lambda n: flat.append(values[n]))  # noqa: B023
-                for value in flat:
-                    out.extend(_tensors(value))
+                returned: Any = node.args[0]
+                out = [
+                    values[item] if isinstance(item, fx.Node) else None
+                    for item in (returned if isinstance(returned, (tuple, list)) else [returned])
+                ]
             else:
                 values[node] = self._call(node, values)
                 where = _where(node)
@@ -181,7 +216,7 @@ class _Walk:
         if graphs and len(graphs) == 1 and "wrap_with" in str(target):
             # A part of the model under no_grad or autocast: it is as if it were here.
             inputs = list(args[args.index(graphs[0]) + 1 :])
-            out = [TensorAxes(axes) for axes in self.graph(graphs[0], inputs)]
+            out = self.graph(graphs[0], inputs)
             return out if isinstance(node.meta.get("val"), (tuple, list)) else out[0]
         if isinstance(target, torch._ops.OpOverload):
             arguments = target._schema.arguments
@@ -254,7 +289,7 @@ def _where(node: fx.Node) -> str:
 
 
 def _spec(model: nn.Module, axes: dict[str, Axes], walk: _Walk) -> PermSpec:
-    state = model.state_dict(keep_vars=True)
+    state = state_of(model)
     first: dict[int, str] = {}
     same: dict[str, str] = {}
     for name in axes:
