@@ -9,6 +9,7 @@ TESTS = "tests/training/symmetry/"
 TRACE, MATCHING, ACTIVATIONS, STE, TRANSFER = (
     f"{TESTS}test_{name}.py" for name in ("trace", "matching", "activations", "ste", "transfer")
 )
+EXPORTING, STATES = (f"{TESTS}test_{name}.py" for name in ("exporting", "states"))
 MERGING, NORMS, MEASURES, DATA = (
     f"{TESTS}test_{name}.py" for name in ("merging", "batch_norm", "connectivity", "data")
 )
@@ -43,8 +44,8 @@ SYMMETRY_MUTANTS = (
     _fault(
         "outputs may move",
         "trace.py",
-        "        fix_all(out, _OUTPUT)",
-        "        pass",
+        "                fix_all(axes_out, _OUTPUT)",
+        "                pass",
         TRACE,
     ),
     _fault(
@@ -120,8 +121,8 @@ SYMMETRY_MUTANTS = (
     _fault(
         "check runs the caller's buffers",
         "spec.py",
-        "        before = outputs_of(model, x, state)",
-        "        before = outputs_of(model, x)",
+        "        before = outputs_of(model, x, state, self.chosen)",
+        "        before = outputs_of(model, x, None, self.chosen)",
         TRACE,
     ),
     _fault(
@@ -134,9 +135,72 @@ SYMMETRY_MUTANTS = (
     _fault(
         "a temperature fitted on training data is not told",
         "merging.py",
-        "perfect |= right == 1 or (right >= 0.99 and known < 0.2 * points[-1][0])",
-        "perfect |= right == 1",
+        "                if float(own.mean()) + 3 * error < point.loss:",
+        "                if float(own.mean()) == 0:",
         MERGING,
+    ),
+    _fault(
+        "any difference of losses is told",
+        "merging.py",
+        "float(own.mean()) + 3 * error < point.loss",
+        "float(own.mean()) < point.loss + 3 * error",
+        MERGING,
+    ),
+    _fault(
+        "a view that reaches over the next is not seen",
+        "trace.py",
+        "        if widest is None or widest[0] != device or end > widest[1]:",
+        "        if True:",
+        TRACE,
+    ),
+    _fault(
+        "an output that is not asked for is fixed",
+        "trace.py",
+        "        if kept is None or place in kept:",
+        "        if True:",
+        EXPORTING,
+    ),
+    _fault(
+        "buffers that are written are no outputs",
+        "trace.py",
+        "    return chosen | (set(range(len(specs))) - set(users))",
+        "    return chosen",
+        EXPORTING,
+    ),
+    _fault(
+        "what was asked for is not what is compared",
+        "spec.py",
+        "        after = outputs_of(model, x, self.apply(self._moving_all(seed), state), self.chosen)",
+        "        after = outputs_of(model, x, self.apply(self._moving_all(seed), state))",
+        EXPORTING,
+    ),
+    _fault(
+        "the report names the factors of what is wholly fixed",
+        "spec.py",
+        "            fixed[place] = fixed.get(place, 1) * item.size",
+        "            fixed[place] = item.size",
+        EXPORTING,
+    ),
+    _fault(
+        "transferred states have the target's statistics",
+        "transfer.py",
+        "        thetas = tuple(self._placed(self.state(perms, t)) for t in steps)",
+        "        thetas = tuple(self.state(perms, t) for t in steps)",
+        TRANSFER,
+    ),
+    _fault(
+        "a state with one name of a tied tensor stays so",
+        "placed.py",
+        "            found |= {name: found[given[0]] for name in same if name not in found}",
+        "            pass",
+        STATES,
+    ),
+    _fault(
+        "the other way round of a linear layer is forgotten",
+        "connectivity.py",
+        "isinstance(module, nn.Linear | _ConvNd) or is_conv1d(module)",
+        "isinstance(module, nn.Linear | _ConvNd)",
+        MEASURES,
     ),
     _fault(
         "tied tensors are two",

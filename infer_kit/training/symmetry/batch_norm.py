@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from infer_kit.errors import InferKitError
-from infer_kit.training.symmetry.placed import Call, Placed, State, modes, moved
+from infer_kit.training.symmetry.calling import called_with, inputs_of
+from infer_kit.training.symmetry.placed import Call, Placed, State, check_is_state, modes, moved
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -50,11 +51,8 @@ def reestimate_bn(
     """
 
     def call(model: nn.Module, batch: Any) -> Any:
-        given = _first(batch) if inputs is None else inputs(batch)
-        given = moved(given, model)
-        if isinstance(given, Mapping):
-            return model(**given)
-        return model(*given) if isinstance(given, tuple) else model(given)
+        given = inputs_of(batch) if inputs is None else inputs(batch)
+        return called_with(model, moved(given, model))
 
     return reestimate_by(call, model, state, batches)
 
@@ -63,6 +61,7 @@ def reestimate_by(
     call: Call, model: nn.Module, state: Mapping[str, Tensor], batches: Iterable[Any] | None
 ) -> State:
     """`reestimate_bn` where `call(model, batch)` runs the model; what it returns is not used."""
+    check_is_state(state)
     norms = _norms(model)
     if not norms:
         return dict(state)
@@ -131,10 +130,6 @@ def _run(placed: Placed, call: Call, batch: Any) -> None:
             f"A batch has one value per channel, which has no variance: {error}.",
             "Give larger batches for the batch norms; drop_last=True leaves out a rest.",
         ) from error
-
-
-def _first(batch: Any) -> Any:
-    return batch[0] if isinstance(batch, tuple | list) and batch else batch
 
 
 def _norms(model: nn.Module) -> dict[str, _BatchNorm]:

@@ -27,8 +27,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
 from infer_kit.errors import InferKitError
-from infer_kit.training.symmetry.calling import called_with, evaluating
-from infer_kit.training.symmetry.placed import Placed
+from infer_kit.training.symmetry.calling import called_with, evaluating, inputs_of
+from infer_kit.training.symmetry.placed import Placed, moved
 
 STARTS = ("real", "noise")
 """What the synthetic examples of `condense` are before the first step."""
@@ -99,7 +99,7 @@ def features_of(
 
     Args:
         model: maps `[n, ...]` examples to outputs.
-        batches: of examples; of a batch with several parts the first.
+        batches: of examples; of a batch with several parts the first. A mapping is given by name.
         layer: name of the module whose output is taken; None for the input of the last `nn.Linear`.
 
     Returns:
@@ -137,7 +137,7 @@ def features_of(
     try:
         with torch.no_grad(), evaluating(model):
             for batch in batches:
-                model(batch if isinstance(batch, Tensor) else batch[0])
+                called_with(model, moved(inputs_of(batch), model))
                 done += 1
                 if len(seen) != done:
                     raise InferKitError(
@@ -212,6 +212,12 @@ def condense(
     for name, rate in {"lr": lr, "momentum": momentum, "net_lr": net_lr}.items():
         if not 0 <= rate < inf:
             raise InferKitError(f"{name}={rate}: a number from 0 on is expected.")
+    if isinstance(make_model, nn.Module):
+        raise InferKitError(
+            "make_model is a module, where a function is expected that gives a new network at "
+            "each call.",
+            "Give one such as lambda: Net().",
+        )
     if start not in STARTS:
         raise InferKitError(f"start={start!r}: one of {', '.join(STARTS)} is expected.")
     if not inputs.is_floating_point() or len(inputs) != len(labels):
@@ -220,7 +226,7 @@ def condense(
             "floating ones with a label each are expected.",
             "Synthetic examples are found by gradient steps, so that they cannot be integers.",
         )
-    inputs, labels = inputs.detach(), labels.to(inputs.device)
+    inputs, labels = inputs.detach(), torch.as_tensor(labels, device=inputs.device)
     members = _members(labels, per_class)
     if min(members) < 0:
         raise InferKitError(f"labels have a label of {min(members)}; logits count from 0.")
@@ -342,6 +348,7 @@ class _Network:
 
 def _members(labels: Tensor, per_class: int) -> dict[int, Tensor]:
     """Indices of each class on the CPU, ascending, by class; refused if one has too few."""
+    labels = torch.as_tensor(labels)
     if per_class < 1:
         raise InferKitError(f"per_class={per_class}: at least one example is expected.")
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)

@@ -76,6 +76,11 @@ def transfer_figure(curves: Mapping[str, Sequence[float]], path: str | Path | No
     """
     _check_some(curves)
     for label, values in curves.items():
+        if not isinstance(values, Sequence):
+            raise InferKitError(
+                f"The curve {label!r} is a {type(values).__name__}, where accuracies are expected.",
+                "Give the .curve of a TransferResult.",
+            )
         if not len(values):
             raise InferKitError(f"The curve {label!r} has no value.", "Give one for each step.")
         wrong = [(t, v) for t, v in enumerate(values) if not (isfinite(v) and 0 <= v <= 1)]
@@ -95,6 +100,11 @@ def transfer_figure(curves: Mapping[str, Sequence[float]], path: str | Path | No
 
 
 def _check_some(curves: Mapping[str, Any]) -> None:
+    if not isinstance(curves, Mapping):
+        raise InferKitError(
+            f"A {type(curves).__name__} is given where curves by label are expected.",
+            'Give {"label": curve}.',
+        )
     if not curves:
         raise InferKitError("There is no curve to draw.", "Give at least one, by its label.")
 

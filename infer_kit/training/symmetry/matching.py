@@ -18,6 +18,7 @@ from infer_kit.training.symmetry.descent import (
     inner,
     reordered,
 )
+from infer_kit.training.symmetry.placed import check_is_state
 from infer_kit.training.symmetry.spec import Factor, Perms, PermSpec, State
 
 
@@ -95,14 +96,7 @@ def match(
 
 def pairs_of(spec: PermSpec, a: State | Sequence[State], b: State | Sequence[State]) -> list[Pair]:
     """The weights of all pairs of states, unfolded; the pairs along one dimension that stays."""
-    for side in (a, b):
-        if not isinstance(side, (Mapping, Sequence)):
-            raise InferKitError(
-                f"A {type(side).__name__} is given where states are expected.",
-                "Give model.state_dict().",
-            )
-    first = [a] if isinstance(a, Mapping) else list(a)
-    second = [b] if isinstance(b, Mapping) else list(b)
+    first, second = _states(a), _states(b)
     if len(first) != len(second) or not first:
         raise InferKitError(
             f"{len(first)} states on one side and {len(second)} on the other make no pairs.",
@@ -120,6 +114,13 @@ def pairs_of(spec: PermSpec, a: State | Sequence[State], b: State | Sequence[Sta
             axes = (*axes, ((None, 2),))
         made.append(unfolded((((None, len(first)),), *axes), *sides))
     return made
+
+
+def _states(given: State | Sequence[State]) -> list[State]:
+    states = [given] if not isinstance(given, (tuple, list)) else given
+    for state in states:
+        check_is_state(state)
+    return list(states)
 
 
 def _check(spec: PermSpec, name: str, state: State) -> Tensor:
@@ -169,7 +170,10 @@ def descend(
     sweeps: int,
 ) -> Match:
     """Coordinate descent over the groups from each start; the best end, the first of equals."""
-    starts = [start] if isinstance(start, (str, Mapping)) else list(start)
+    for name, number in (("restarts", restarts), ("sweeps", sweeps)):
+        if number < 0:
+            raise InferKitError(f"{name}={number}: a number from 0 on is expected.")
+    starts = list(start) if isinstance(start, (tuple, list)) else [start]
     named: list[tuple[str, Perms]] = []
     for value in starts:
         if isinstance(value, Mapping):
@@ -180,7 +184,7 @@ def descend(
             named.append((value, signature(spec, pairs)))
         else:
             raise InferKitError(
-                f"There is no start {value!r}.",
+                f"There is no start {value if isinstance(value, str) else type(value).__name__!r}.",
                 'Starts are "identity", "signature" and permutations of the groups.',
             )
     named += [(f"random {i + 1}", spec.random(seed + i)) for i in range(restarts)]

@@ -19,7 +19,14 @@ from infer_kit.training.symmetry.batch_norm import reestimate_by
 from infer_kit.training.symmetry.calibration import LOG_BETA, check_prediction, fitted, told
 from infer_kit.training.symmetry.calibration import Calibration as Calibration
 from infer_kit.training.symmetry.calibration import calibrate as calibrate
-from infer_kit.training.symmetry.placed import Placed, State, modes, moved
+from infer_kit.training.symmetry.placed import (
+    Placed,
+    State,
+    check_is_state,
+    modes,
+    moved,
+    whole,
+)
 
 Predict = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
 """Of a model and a batch the logits [N, C] and the int64 targets [N]."""
@@ -81,8 +88,10 @@ def check_same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
     """Two states have tensors of the same names and shapes.
 
     Raises:
-        InferKitError: with the first tensor that differs.
+        InferKitError: with the first tensor that differs; something that is no state.
     """
+    check_is_state(a)
+    check_is_state(b)
     for name, tensor in a.items():
         if name not in b:
             raise _differ(f"{name!r} is in the first only.")
@@ -98,6 +107,9 @@ def check_same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
 
 def interpolate(a: Mapping[str, Tensor], b: Mapping[str, Tensor], l: float) -> State:  # noqa: E741
     """(1 - l) a + l b, tensor by tensor.
+
+    Running statistics of batch norms are averaged as weights are, and are not those of the network
+    between: estimate them anew with `reestimate_bn` before it is used.
 
     Args:
         a, b: states of one architecture.
@@ -256,11 +268,13 @@ def barrier(
             targets of other shapes; batch norms and no bn_data; a loss that is not finite.
 
     Warns:
-        UserWarning: calibrate_on begins as the data do; or the networks fit it perfectly, or to
-            99 % with a fifth of the loss that they have on the data; or a beta is at a bound.
+        UserWarning: calibrate_on begins as the data do; or an end's loss on it is below that on
+            the data by more than three standard errors, as on data that it was trained on; or a
+            beta is at a bound.
     """
+    a, b = whole(model, a), whole(model, b)
     check_same(a, b)
-    if steps < 3:
+    if not isinstance(steps, int) or steps < 3:
         raise InferKitError(f"steps={steps}: at least 3 points are expected.", "25 are usual.")
     for what, batches in (("data", data), ("bn_data", bn_data), ("calibrate_on", calibrate_on)):
         if isinstance(batches, Iterator):
@@ -272,7 +286,7 @@ def barrier(
     if calibrate_on is not None and _begin_alike(calibrate_on, data):
         warnings.warn("beta is fitted on the data that it is judged by.", stacklevel=2)
     lambdas = [i / (steps - 1) for i in range(steps)]
-    points, fits, perfect = [], [], False
+    points, fits, known = [], [], ""
     with modes(model), tqdm(lambdas, desc="barrier", disable=not progress) as bar:
         for at in bar:
             state = reestimate_by(predict, model, interpolate(a, b, at), bn_data)
@@ -282,30 +296,35 @@ def barrier(
                 logits, targets = _kept(placed, predict, calibrate_on, where)
                 fit = fitted(logits, targets)
                 fits.append(fit)
-            points.append(_measured(placed, predict, data, where, fit.beta if fit else None))
+            point = _measured(placed, predict, data, where, fit.beta if fit else None)
+            points.append(point)
             if fit is not None and at in (0, 1):
-                right = float((logits.argmax(1) == targets).float().mean())
-                known = _summed(logits, targets) / len(targets)
-                perfect |= right == 1 or (right >= 0.99 and known < 0.2 * points[-1][0])
-            bar.set_postfix(loss=f"{points[-1][0]:.4f}", refresh=False)
+                own = _losses(logits, targets)
+                # Means of independent examples are that far apart once in a thousand times.
+                error = (point.variance + float(own.var(correction=0)) / len(own)) ** 0.5
+                if float(own.mean()) + 3 * error < point.loss:
+                    known = f"{float(own.mean()):.3g} against {point.loss:.3g} {where}"
+            bar.set_postfix(loss=f"{point.loss:.4f}", refresh=False)
     at_bound = [f"{at:.3g}" for at, fit in zip(lambdas, fits, strict=False) if fit.bounded]
-    if perfect:
+    if known:
         warnings.warn(
-            "temperature fitted on data the networks fit perfectly, or far better than the data "
-            "they are judged by (training data?): give held-out data as calibrate_on.",
+            f"temperature fitted on data that the networks know better than those they are judged "
+            f"by, loss {known} (training data?): give held-out data as calibrate_on.",
             stacklevel=2,
         )
-    elif at_bound:
+    if at_bound:
         warnings.warn(
             f"log beta is at its bound, {LOG_BETA[0]:g} or {LOG_BETA[1]:g}, at l = "
             f"{', '.join(at_bound)}: the logits there separate the targets of calibrate_on, or "
             "tell nothing of them.",
             stacklevel=2,
         )
-    losses, accuracies, calibrated = zip(*points, strict=True)
+    losses = tuple(point.loss for point in points)
+    accuracies = tuple(point.accuracy for point in points)
     if not fits:
         return Curve(tuple(lambdas), losses, accuracies)
-    return Curve(tuple(lambdas), losses, accuracies, tuple(fit.beta for fit in fits), calibrated)
+    betas, calibrated = tuple(fit.beta for fit in fits), tuple(point.scaled for point in points)
+    return Curve(tuple(lambdas), losses, accuracies, betas, calibrated)
 
 
 def evaluate(
@@ -324,9 +343,16 @@ def evaluate(
     Raises:
         InferKitError: as in `barrier`.
     """
+    return judged(model, reestimate_by(predict, model, state, bn_data), data, predict)
+
+
+def judged(
+    model: nn.Module, state: Mapping[str, Tensor], data: Iterable[Any], predict: Predict
+) -> tuple[float, float]:
+    """`evaluate` of a state with the running statistics that it has."""
     with modes(model):
-        placed = Placed(model, reestimate_by(predict, model, state, bn_data))
-        return _measured(placed, predict, data, "of the state", None)[:2]
+        point = _measured(Placed(model, state), predict, data, "of the state", None)
+    return point.loss, point.accuracy
 
 
 def _begin_alike(a: Iterable[Any], b: Iterable[Any]) -> bool:
@@ -342,24 +368,38 @@ def _begin_alike(a: Iterable[Any], b: Iterable[Any]) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class _Point:
+    """Mean loss, accuracy, mean loss with beta, and the variance of the mean loss."""
+
+    loss: float
+    accuracy: float
+    scaled: float
+    variance: float
+
+
 def _measured(
     placed: Placed, predict: Predict, data: Iterable[Any], where: str, beta: float | None
-) -> tuple[float, float, float]:
-    """Mean loss, accuracy and mean loss with beta, in float64 over all targets."""
-    total = right = scaled = count = 0.0
+) -> _Point:
+    """One state on all targets, in float64."""
+    total = squares = right = scaled = count = 0.0
     for logits, targets in _predictions(placed, predict, data, "data"):
-        total += _summed(logits, targets)
+        losses = _losses(logits, targets)
+        total += float(losses.sum())
+        squares += float(losses.square().sum())
         right += int((logits.argmax(1) == targets).sum())
         count += len(targets)
         if beta is not None:
-            scaled += _summed(beta * logits, targets)
+            scaled += float(_losses(beta * logits, targets).sum())
     if not (isfinite(total) and isfinite(scaled)):
         raise InferKitError(
             f"The loss {where} is {total / count}.",
             "Look for inputs or weights that are not finite, or activations that overflow, in "
             "half precision above all.",
         )
-    return total / count, right / count, scaled / count
+    mean = total / count
+    variance = max(0.0, squares / count - mean**2) / count
+    return _Point(mean, right / count, scaled / count, variance)
 
 
 def _kept(
@@ -381,15 +421,7 @@ def _predictions(
     """What `predict` says of each batch, checked; logits in float32 at least."""
     count = 0
     for batch in data:
-        predicted = placed(predict, batch)
-        if not isinstance(predicted, tuple | list) or len(predicted) != 2:
-            raise InferKitError(
-                f"predict returned {told(predicted)}, where (logits [N, C], targets [N]) is "
-                "expected.",
-                "Return two tensors.",
-            )
-        logits, targets = predicted
-        check_prediction(logits, targets)
+        logits, targets = prediction(placed, predict, batch)
         count += len(targets)
         yield logits.to(torch.promote_types(logits.dtype, torch.float32)), targets
     if not count:
@@ -398,9 +430,28 @@ def _predictions(
         )
 
 
-def _summed(logits: Tensor, targets: Tensor) -> float:
+def prediction(
+    run: Callable[[Predict, Any], Any], predict: Predict, batch: Any
+) -> tuple[Tensor, Tensor]:
+    """What `predict` says of a batch, run by a placed state with gradients or without.
+
+    Raises:
+        InferKitError: it is no pair of logits [N, C] and int64 targets [N] below C.
+    """
+    predicted = run(predict, batch)
+    if not isinstance(predicted, tuple | list) or len(predicted) != 2:
+        raise InferKitError(
+            f"predict returned {told(predicted)}, where (logits [N, C], targets [N]) is expected.",
+            "Return two tensors.",
+        )
+    logits, targets = predicted
+    check_prediction(logits, targets)
+    return logits, targets
+
+
+def _losses(logits: Tensor, targets: Tensor) -> Tensor:
     # The mean of float32 numbers would lose digits over many targets; not all devices have float64.
-    return float(cross_entropy(logits, targets, reduction="none").cpu().double().sum())
+    return cross_entropy(logits, targets, reduction="none").cpu().double()
 
 
 def _differ(what: str) -> InferKitError:

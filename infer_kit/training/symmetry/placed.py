@@ -15,6 +15,39 @@ State = dict[str, Tensor]
 Call = Callable[[nn.Module, Any], Any]
 
 
+def check_is_state(state: object) -> None:
+    """Whether something is tensors by name.
+
+    Raises:
+        InferKitError: it is a model, a checkpoint with other things in it, or no mapping.
+    """
+    if not isinstance(state, Mapping):
+        raise InferKitError(
+            f"A {type(state).__name__} is given where a state is expected.",
+            "Give tensors by name, such as model.state_dict().",
+        )
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise InferKitError(
+                f"{name!r} of a state is a {type(value).__name__}, where tensors are expected.",
+                "Of a checkpoint give the part that holds the model's tensors.",
+            )
+
+
+def whole(model: nn.Module, state: Mapping[str, Tensor]) -> State:
+    """A state with all names of its tied tensors, of which files keep but one."""
+    check_is_state(state)
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    found = dict(state)
+    for same in names.values():
+        given = [name for name in same if name in found]
+        if given:
+            found |= {name: found[given[0]] for name in same if name not in found}
+    return found
+
+
 class Placed:
     """A state in the place of a model's own, for calls; neither is changed.
 
@@ -29,6 +62,7 @@ class Placed:
     """
 
     def __init__(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        check_is_state(state)
         self.values: State = {}
         self.names: dict[str, str] = {}
         self._model = model

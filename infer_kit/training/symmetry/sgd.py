@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from infer_kit.errors import InferKitError
-from infer_kit.training.symmetry.merging import Predict, classification
-from infer_kit.training.symmetry.placed import Placed, State, modes
+from infer_kit.training.symmetry.merging import Predict, classification, prediction
+from infer_kit.training.symmetry.placed import Placed, State, check_is_state, modes
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,16 @@ def fit(
     """
     if schedule not in ("cosine", "constant"):
         raise InferKitError(f"There is no schedule {schedule!r}.", 'Give "cosine" or "constant".')
+    for name, number in (("epochs", epochs), ("keep_every", keep_every)):
+        if number < 0:
+            raise InferKitError(f"{name}={number}: a number from 0 on is expected.")
     if isinstance(data, Iterator) and epochs > 1:
         raise InferKitError(
             f"The data are a {type(data).__name__}, which can be read once only, not "
             f"{epochs} times.",
             "Give a list or a DataLoader.",
         )
+    check_is_state(state)
     placed = Placed(model, {name: tensor.detach().clone() for name, tensor in state.items()})
     trained = placed.require_grad(all_of_them=False)
     if not trained:
@@ -89,6 +93,7 @@ def fit(
     size = len(data) if isinstance(data, Sized) else None
     with (
         modes(model, model.modules()),
+        torch.enable_grad(),
         tqdm(
             total=None if size is None else size * epochs, desc="training", disable=not progress
         ) as bar,
@@ -97,7 +102,7 @@ def fit(
             total = torch.zeros((), dtype=torch.float64)
             count = 0
             for batch in data:
-                logits, targets = placed.run(predict, batch)
+                logits, targets = prediction(placed.run, predict, batch)
                 loss = cross_entropy(logits, targets)
                 loss.backward()
                 optimizer.step()
@@ -144,7 +149,7 @@ def gradient(
     total, count = 0.0, 0
     with modes(model), torch.enable_grad():
         for batch in batches:
-            logits, targets = placed.run(predict, batch)
+            logits, targets = prediction(placed.run, predict, batch)
             loss = cross_entropy(logits, targets, reduction="sum")
             loss.backward()
             total += float(loss.detach())

@@ -14,8 +14,14 @@ from tqdm.auto import tqdm
 from infer_kit.errors import InferKitError
 from infer_kit.training.symmetry.batch_norm import check_bn_data, reestimate_by
 from infer_kit.training.symmetry.matching import match
-from infer_kit.training.symmetry.merging import Predict, classification, evaluate, interpolate
-from infer_kit.training.symmetry.placed import Placed, State, modes
+from infer_kit.training.symmetry.merging import (
+    Predict,
+    classification,
+    evaluate,
+    interpolate,
+    prediction,
+)
+from infer_kit.training.symmetry.placed import Placed, State, modes, whole
 from infer_kit.training.symmetry.spec import Perms, PermSpec
 
 
@@ -87,6 +93,7 @@ def ste_match(
             "Give a list or a DataLoader.",
         )
     check_bn_data(model, data)
+    a, b = whole(model, a), whole(model, b)
     spec.check_state(a)
     spec.check_state(b)
     batches = list(_first(data) if judge is None else judge)
@@ -114,6 +121,10 @@ def ste_match(
                 _pull(model, middle, theta, batch, predict)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+                if not all(torch.isfinite(tensor).all() for tensor in theta.values()):
+                    raise InferKitError(
+                        f"Weights are not finite after step {step}.", "Lower the learning rate, lr."
+                    )
                 now = {name: tensor.detach() for name, tensor in theta.items()}
                 found = match(spec, now, b, start=perms, seed=seed).perms
                 if all(torch.equal(found[group], perms[group]) for group in perms):
@@ -140,7 +151,7 @@ def _pull(
     placed = Placed(model, {name: tensor.detach() for name, tensor in middle.items()})
     placed.require_grad()
     with modes(model), torch.enable_grad():
-        logits, targets = placed.run(predict, batch)
+        logits, targets = prediction(placed.run, predict, batch)
         loss = cross_entropy(logits, targets)
         if not torch.isfinite(loss):
             raise InferKitError(f"The midpoint's loss is {float(loss.detach())}.", "Lower lr.")

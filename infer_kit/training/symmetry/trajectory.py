@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import cos, pi
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.symmetry.merging import check_same
@@ -80,6 +80,14 @@ class SavedTrajectory:
             raise InferKitError(
                 f"{len(states)} states make no trajectory.", "Give the first and at least one more."
             )
+        for t, state in enumerate(states):
+            # A module is callable as well, and is no function that loads a state.
+            if isinstance(state, nn.Module) or not (isinstance(state, Mapping) or callable(state)):
+                raise InferKitError(
+                    f"State {t} of a trajectory is a {type(state).__name__}, where tensors by "
+                    "name, or a function that loads them, are expected.",
+                    "Give states, or lambda: load_file(path).",
+                )
         self._states = list(states)
         given = [state for state in self._states if isinstance(state, Mapping)]
         for state in given[1:]:

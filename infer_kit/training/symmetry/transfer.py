@@ -13,11 +13,15 @@ from tqdm.auto import tqdm
 from infer_kit.errors import InferKitError
 from infer_kit.training.symmetry.batch_norm import check_bn_data, reestimate_by
 from infer_kit.training.symmetry.matching import match
-from infer_kit.training.symmetry.merging import Predict, classification, evaluate
-from infer_kit.training.symmetry.placed import State
+from infer_kit.training.symmetry.merging import Predict, classification, judged
+from infer_kit.training.symmetry.placed import State, whole
 from infer_kit.training.symmetry.sgd import gradient
 from infer_kit.training.symmetry.spec import Perms, PermSpec
-from infer_kit.training.symmetry.trajectory import Trajectory
+from infer_kit.training.symmetry.trajectory import (
+    LinearTrajectory,
+    SavedTrajectory,
+    Trajectory,
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class TransferResult:
     """A trajectory carried to another start.
 
     Attributes:
-        thetas: the states theta_2^0 to theta_2^T, under the last permutation.
+        thetas: the states theta_2^0 to theta_2^T, under the last permutation; of batch norms with
+            the running statistics that they were judged with.
         perms: that permutation, of the source's units.
         curve: accuracy of each state on the data that judge, shares from 0 to 1; empty without.
         losses: mean loss of each, in nats; empty without.
@@ -87,6 +92,12 @@ class Transfer:
         judge: Iterable[Any] | None = None,
         progress: bool = True,
     ) -> None:
+        if not isinstance(source, (LinearTrajectory, SavedTrajectory)):
+            raise InferKitError(
+                f"A {type(source).__name__} is given where a trajectory is expected.",
+                "Give LinearTrajectory(first, last, steps), or SavedTrajectory(states).",
+            )
+        target = whole(model, target)
         spec.check_state(model.state_dict())
         spec.check_state(source[0])
         spec.check_state(target)
@@ -150,14 +161,15 @@ class Transfer:
 
     def under(self, perms: Perms, gradients: int = 0) -> TransferResult:
         """The trajectory under a permutation of the source's units, judged."""
-        thetas = tuple(self.state(perms, t) for t in range(len(self.source) + 1))
+        steps = range(len(self.source) + 1)
+        thetas = tuple(self._placed(self.state(perms, t)) for t in steps)
         if self.judge is None:
             return TransferResult(thetas, perms, best_step=len(self.source), gradients=gradients)
-        judged = [
-            evaluate(self.model, theta, self.judge, self.predict, self.bn_data)
+        points = [
+            judged(self.model, theta, self.judge, self.predict)
             for theta in tqdm(thetas, desc="judging", disable=not self.progress)
         ]
-        losses, curve = zip(*judged, strict=True)
+        losses, curve = zip(*points, strict=True)
         best = max(range(len(thetas)), key=lambda t: (curve[t], -losses[t]))
         return TransferResult(thetas, perms, curve, losses, best, gradients)
 
@@ -203,8 +215,11 @@ class Transfer:
         return self.under(perms, count)
 
     def _gradient(self, state: Mapping[str, Tensor], batches: list[Any]) -> State:
-        placed = reestimate_by(self.predict, self.model, state, self.bn_data)
-        return gradient(self.model, placed, batches, self.predict)
+        return gradient(self.model, self._placed(state), batches, self.predict)
+
+    def _placed(self, state: Mapping[str, Tensor]) -> State:
+        """The state with the running statistics that are its own."""
+        return reestimate_by(self.predict, self.model, state, self.bn_data)
 
 
 def _round(data: Iterable[Any]) -> Iterator[Any]:

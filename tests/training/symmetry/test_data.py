@@ -413,3 +413,37 @@ def test_a_condensation_that_cannot_be_is_refused() -> None:
         run(inputs=1e-10 * x, lr=1e35)  # a distance of directions rises the faster
     with pytest.raises(InferKitError, match="a label of -1"):
         run(labels=y - 1)
+
+
+def test_features_of_what_is_given_by_name() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(4, 2)
+
+        def forward(self, values: Tensor, times: float = 1.0) -> Tensor:
+            return self.out(times * values)
+
+    values = torch.randn(5, 4)
+    found = features_of(Named(), [{"values": values, "times": 2.0}])
+    torch.testing.assert_close(found, 2 * values)
+
+
+def test_labels_in_a_list() -> None:
+    assert coreset_random([1, 0, 1, 0], 1).tolist()[0] in (1, 3)  # type: ignore[arg-type]
+    x = torch.randn(4, 3)
+    made, labels = condense(
+        lambda: nn.Linear(3, 2),
+        x,
+        [0, 0, 1, 1],
+        1,
+        outer=1,
+        inner=1,
+        progress=False,  # type: ignore[arg-type]
+    )
+    assert made.shape == (2, 3) and labels.tolist() == [0, 1]
+
+
+def test_a_module_is_no_way_of_making_new_ones() -> None:
+    with pytest.raises(InferKitError, match="make_model is a module, where a function"):
+        condense(nn.Linear(3, 2), torch.randn(4, 3), torch.tensor([0, 0, 1, 1]), 1)

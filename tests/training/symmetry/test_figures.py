@@ -53,3 +53,8 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         transfer_figure({"a": [0.5, 97.0]})
     with pytest.raises(InferKitError, match="'a' is nan at t = 0"):
         transfer_figure({"a": [float("nan")]})
+    for drawn in (barrier_figure, transfer_figure):
+        with pytest.raises(InferKitError, match="where curves by label are expected"):
+            drawn(PLAIN)  # type: ignore[arg-type]
+    with pytest.raises(InferKitError, match="'a' is a Curve, where accuracies are expected"):
+        transfer_figure({"a": PLAIN})  # type: ignore[dict-item]

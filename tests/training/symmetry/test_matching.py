@@ -262,9 +262,9 @@ def test_what_cannot_be_matched_is_refused() -> None:
         match(spec, [state, state], [state])
     with pytest.raises(InferKitError, match="'2.bias' has numbers that are not finite"):
         match(spec, state, state | {"2.bias": state["2.bias"] / 0})
-    with pytest.raises(InferKitError, match="A Sequential is given where states are expected"):
+    with pytest.raises(InferKitError, match="A Sequential is given where a state is expected"):
         match(spec, model, model)
-    with pytest.raises(InferKitError, match="A NoneType is given where states are expected"):
+    with pytest.raises(InferKitError, match="A NoneType is given where a state is expected"):
         match(spec, state, None)
     with pytest.raises(InferKitError, match="no start 'best'"):
         match(spec, state, state, start="best")

@@ -17,8 +17,8 @@ from infer_kit.training.symmetry import (
     SavedTrajectory,
     Transfer,
     discover,
-    evaluate,
     fit,
+    reestimate_bn,
 )
 from infer_kit.training.symmetry.calling import outputs_of
 from infer_kit.training.symmetry.sgd import gradient
@@ -176,10 +176,18 @@ def test_batch_norms() -> None:
     moved = spec.apply(found.perms, {n: source[2][n] - source[0][n] for n in target})
     for name in spec.weights:  # affine parameters too are permuted and added
         torch.testing.assert_close(theta[name], target[name] + moved[name])
-    for name in set(target) - spec.weights:  # buffers are the target's
-        assert torch.equal(theta[name], target[name])
-    judged = evaluate(model, theta, data, bn_data=data)
+    # Running statistics are the state's own, so that it may be used as it is.
+    model.load_state_dict(theta)
+    for name, tensor in reestimate_bn(model, theta, data).items():
+        assert torch.equal(theta[name], tensor)
+    assert not torch.equal(theta["1.running_mean"], target["1.running_mean"])
+    with torch.no_grad():
+        logits = torch.cat([model.eval()(inputs) for inputs, _ in data])
+    targets = torch.cat([targets for _, targets in data])
+    right = float((logits.argmax(1) == targets).double().mean())
+    judged = float(cross_entropy(logits, targets)), right
     assert (found.losses[2], found.curve[2]) == pytest.approx(judged)
+    assert found.best is found.thetas[found.best_step]
 
 
 def test_gradients() -> None:
