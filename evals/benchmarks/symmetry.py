@@ -39,7 +39,7 @@ from evals.benchmarks.measuring import (
     median_ratio,
     report,
 )
-from evals.benchmarks.symmetry_digits import Carrying, Merging, Width, trained
+from evals.benchmarks.symmetry_digits import Carrying, ConvMerging, Merging, Width, trained
 from evals.benchmarks.symmetry_language import Languages
 from evals.benchmarks.symmetry_models import (
     Attention,
@@ -96,6 +96,8 @@ class Runs:
         jobs += [Width(d, w, s, self.epochs) for w in WIDTHS[::-1] for d in self.decays
                  for s in self.seeds]  # fmt: skip
         jobs += [Merging(pair, seed) for pair in PAIRS for seed in self.seeds]
+        if not self.quick:
+            jobs += [ConvMerging(pair, seed) for pair in PAIRS for seed in self.seeds]
         jobs += [Carrying(w, seed) for w in self.hidden for seed in self.starts]
         return dict(zip(jobs, run_all(jobs), strict=True))
 
@@ -241,7 +243,7 @@ def against_rebasin(runs: Runs) -> tuple[list[Claim], Rows]:
             rows.append({"network": name, "rebasin": f"{type(error).__name__}: {error}"[:60]})
             continue
         if theirs is None:
-            return [], []
+            return [], [{"network": "not measured: rebasin is not installed"}]
         seconds = process_time() - start
         start = process_time()
         found = match(discover(model, x), a, b)
@@ -273,6 +275,11 @@ def merging(runs: Runs) -> tuple[list[Claim], Rows]:
         results = [found[Merging(pair, seed)] for seed in seeds]
         for name in results[0]:
             rows.append({"pair": pair, "way": name, "acc": spread([r[name] for r in results])})
+    for pair in () if runs.quick else PAIRS:
+        results = [found[ConvMerging(pair, seed)] for seed in seeds]
+        for name in results[0]:
+            ways = spread([r[name] for r in results])
+            rows.append({"pair": f"{pair}, CNN", "way": name, "acc": ways})
     turned = [found[Merging(PAIRS[0], seed)] for seed in seeds]
 
     def gain(way: str, other: str) -> float:
@@ -369,7 +376,7 @@ def language(runs: Runs) -> tuple[list[Claim], Rows]:
 
 def main() -> None:
     given = arguments(__doc__ or "")
-    warnings.filterwarnings("ignore", message=".*temperature|.*log beta")
+    warnings.filterwarnings("ignore", message="log beta")
     torch.set_num_threads(1)
     claims: list[Claim] = []
     tables: dict[str, Rows] = {}

@@ -41,7 +41,7 @@ def trained(
     """States before and after training from a seed."""
     torch.manual_seed(seed)
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
             module.reset_parameters()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     after = fit(
@@ -104,6 +104,45 @@ class Merging:
         """Best of 25 points on the line, as published."""
         points = [i / 24 for i in range(25)]
         return max(right(model, interpolate(a, b, at), *tests) for at in points)
+
+
+@dataclass(frozen=True)
+class ConvMerging(Merging):
+    """The same with three convolutions, at the midpoint."""
+
+    def run(self) -> dict[str, float]:
+        (train_a, test_a), (train_b, test_b) = _splits(self.pair)
+        model = nn.Sequential(
+            nn.Unflatten(1, (1, 8, 8)),
+            nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+        )  # fmt: skip
+        spec = discover(model, train_a[0][:2])
+        a = trained(model, train_a, self.seed, 60, 0.1, size=64)[1]
+        b = trained(model, train_b, 100 + self.seed, 60, 0.1, size=64)[1]
+        both = (torch.cat([train_a[0], train_b[0]]), torch.cat([train_a[1], train_b[1]]))
+        marked = both[1] + 10 * (torch.arange(len(both[1])) >= len(train_a[1]))
+        few = coreset_random(marked, 20, self.seed)
+        small = both[0][few], both[1][few]
+        matched = match(spec, a, b).perms
+        found = ste_match(
+            model, spec, a, b, Batches(both, 7, 128), 10, lr=0.1, judge=[small], progress=False
+        ).perms
+        alone = trained(model, small, 200 + self.seed, 120, 0.05, size=64)[1]
+        tests = (test_a, test_b)
+
+        def middle(other: State) -> float:
+            return right(model, interpolate(a, other, 0.5), *tests)
+
+        return {
+            "each on its own": (right(model, a, test_a) + right(model, b, test_b)) / 2,
+            "naive": middle(b),
+            "matching": middle(spec.apply(matched, b)),
+            "STE full": middle(spec.apply(found, b)),
+            "trained on random 20/class alone": right(model, alone, *tests),
+        }
 
 
 def _splits(pair: str) -> tuple[tuple[Split, Split], tuple[Split, Split]]:
