@@ -170,8 +170,8 @@ SYMMETRY_MUTANTS = (
     _fault(
         "what was asked for is not what is compared",
         "spec.py",
-        "        after = outputs_of(model, x, self.apply(self._moving_all(seed), state), self.chosen)",
-        "        after = outputs_of(model, x, self.apply(self._moving_all(seed), state))",
+        "self.apply(self._moving_all(seed), state), self.chosen)",
+        "self.apply(self._moving_all(seed), state))",
         EXPORTING,
     ),
     _fault(

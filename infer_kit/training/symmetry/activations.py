@@ -43,7 +43,8 @@ def activation_match(
 
     Args:
         model: of the states' architecture; left as it is.
-        spec: `discover` of the model, traced with inputs of the same size but for the first axis.
+        spec: `discover` of the model, traced with inputs of the same size where an axis has units;
+            examples, positions and pixels may be others.
         a, b: states.
         data: batches, of any number of samples; what the modules put out on all is kept in memory.
         correlation: False for covariances.
