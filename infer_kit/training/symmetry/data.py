@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf, isfinite
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
 from infer_kit.errors import InferKitError
+from infer_kit.training.feature_tap import FeatureTap
 from infer_kit.training.symmetry.calling import called_with, evaluating, inputs_of
 from infer_kit.training.symmetry.placed import Placed, moved
 
@@ -108,44 +108,11 @@ def features_of(
     Raises:
         InferKitError: no such module, or one that does not run once a batch; no batch.
     """
-    modules = dict(model.named_modules())
-    if layer is None:
-        linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
-        if not linear:
-            raise InferKitError(
-                "The model has no Linear whose input could be the features.",
-                "Name the module whose output they are by layer=.",
-            )
-        name = linear[-1]
-    elif layer in modules:
-        name = layer
-    else:
-        raise InferKitError(
-            f"layer={layer!r} is no module of the model.",
-            f"It has {', '.join(map(repr, filter(None, modules)))}.",
-        )
     seen: list[Tensor] = []
-
-    def look(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> None:
-        value = output if layer is not None else args[0] if args else kwargs["input"]
-        seen.append(value.flatten(1).clone())
-
-    handle = modules[name].register_forward_hook(look, with_kwargs=True)
-    done = 0
-    try:
-        with torch.no_grad(), evaluating(model):
-            for batch in batches:
-                called_with(model, moved(inputs_of(batch), model))
-                done += 1
-                if len(seen) != done:
-                    raise InferKitError(
-                        f"{name!r} ran {len(seen) - done + 1} times for a batch; once is expected.",
-                        "Name another module by layer=.",
-                    )
-    finally:
-        handle.remove()
+    with FeatureTap(model, layer) as tap, torch.no_grad(), evaluating(model):
+        for batch in batches:
+            called_with(model, moved(inputs_of(batch), model))
+            seen.append(tap.take())
     if not seen:
         raise InferKitError("There is no batch to take features of.")
     return torch.cat(seen)
