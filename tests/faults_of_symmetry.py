@@ -161,13 +161,6 @@ SYMMETRY_MUTANTS = (
         EXPORTING,
     ),
     _fault(
-        "buffers that are written are no outputs",
-        "trace.py",
-        "    return chosen | (set(range(len(specs))) - set(users))",
-        "    return chosen",
-        EXPORTING,
-    ),
-    _fault(
         "what was asked for is not what is compared",
         "spec.py",
         "self.apply(self._moving_all(seed), state), self.chosen)",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from infer_kit.errors import InferKitError
@@ -92,18 +92,16 @@ def _kept(program: ExportedProgram, outputs: Callable[[Any], Any] | None) -> set
     """Which of what comes out of the graph is the model's output that is asked for."""
     if outputs is None:
         return None
-    specs = program.graph_signature.output_specs
-    users = [place for place, spec in enumerate(specs) if spec.kind == OutputKind.USER_OUTPUT]
     # Their places, in the structure that the model returns.
-    returned = tree_unflatten(users, program.call_spec.out_spec)
+    places = range(len(program.graph_signature.output_specs))
+    returned = tree_unflatten(places, program.call_spec.out_spec)
     chosen = {place for place in tree_leaves(outputs(returned)) if isinstance(place, int)}
     if not chosen:
         raise InferKitError(
             "outputs chooses nothing of what the model returns.",
             "Return a part of it, such as lambda out: out.logits.",
         )
-    # What a forward writes to buffers comes out as well, and stays.
-    return chosen | (set(range(len(specs))) - set(users))
+    return chosen
 
 
 def _state_axes(model: nn.Module) -> dict[str, Axes]:

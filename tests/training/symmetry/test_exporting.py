@@ -110,6 +110,24 @@ def test_a_part_of_a_tuple_beside_a_buffer_that_is_written() -> None:
     assert "one.weight[0]" not in first.groups
 
 
+def test_a_buffer_that_keeps_the_order_of_what_is_written_to_it() -> None:
+    class Keeps(Counted):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            hidden = self.one(x).relu()
+            self.seen.copy_(hidden[0])
+            return hidden, self.two(hidden)
+
+    model, x = Keeps().eval(), torch.randn(2, 6)
+    spec = discover(model, x, outputs=lambda out: out[1])
+    assert spec.axes["one.weight"][0] == spec.axes["seen"][0] == (("seen[0]", 8),)
+    order = spec.random(0)
+    model(x)
+    before = model.seen.clone()
+    model.load_state_dict(spec.apply(order, model.state_dict()))
+    model(x)
+    torch.testing.assert_close(model.seen, before[order["seen[0]"]])
+
+
 def test_numbers_that_the_model_draws() -> None:
     class Noisy(nn.Module):
         def __init__(self) -> None:

@@ -288,11 +288,11 @@ def test_three_tensors_of_one_memory() -> None:
             memory = torch.randn(48)
             self.one = nn.Linear(6, 8, bias=False)
             self.one.weight = nn.Parameter(memory.view(8, 6))
-            self.two, self.three = (nn.Parameter(memory[start : start + 8]) for start in (0, 32))
-            self.out = nn.Linear(8, 3)
+            self.two, self.three = (nn.Parameter(memory[start : start + 8]) for start in (8, 32))
+            self.next, self.out = nn.Linear(8, 8), nn.Linear(8, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.out(self.one(x) + self.two * self.three)
+            return self.out(self.next(self.one(x) + self.two) + self.three)
 
     model, x = Views(), torch.randn(2, 6)
     spec = discover(model, x)
