@@ -9,7 +9,7 @@ TESTS = "tests/training/symmetry/"
 TRACE, MATCHING, ACTIVATIONS, STE, TRANSFER = (
     f"{TESTS}test_{name}.py" for name in ("trace", "matching", "activations", "ste", "transfer")
 )
-EXPORTING, STATES = (f"{TESTS}test_{name}.py" for name in ("exporting", "states"))
+EXPORTING, STATES, LOSSES = (f"{TESTS}test_{name}.py" for name in ("exporting", "states", "losses"))
 MERGING, NORMS, MEASURES, DATA = (
     f"{TESTS}test_{name}.py" for name in ("merging", "batch_norm", "connectivity", "data")
 )
@@ -135,16 +135,45 @@ SYMMETRY_MUTANTS = (
     _fault(
         "a temperature fitted on training data is not told",
         "merging.py",
-        "                if float(own.mean()) + 3 * error < point.loss:",
-        "                if float(own.mean()) == 0:",
+        "                if point.losses.above(own) > 3:",
+        "                if own.mean == 0:",
         MERGING,
     ),
     _fault(
-        "any difference of losses is told",
-        "merging.py",
-        "float(own.mean()) + 3 * error < point.loss",
-        "float(own.mean()) < point.loss + 3 * error",
-        MERGING,
+        "a sample that is all right has no error",
+        "losses.py",
+        "        error = sqrt(max(variance * (1 / n + 1 / m), self._between() + other._between()))",
+        "        own = [(s.squares / s.count - s.mean**2) / s.count for s in (self, other)]\n"
+        "        error = sqrt(max(0.0, sum(own), self._between() + other._between()))",
+        LOSSES,
+    ),
+    _fault(
+        "targets of one text are taken as independent",
+        "losses.py",
+        "self._between() + other._between()))",
+        "0.0))",
+        LOSSES,
+    ),
+    _fault(
+        "a source with one name of a tied tensor moves one",
+        "transfer.py",
+        "        to, start = whole(self.model, to), whole(self.model, start)\n",
+        "",
+        STATES,
+    ),
+    _fault(
+        "a list is several arguments",
+        "calling.py",
+        "    return (x if isinstance(x, tuple) else (x,)), {}",
+        "    return (tuple(x) if isinstance(x, (tuple, list)) else (x,)), {}",
+        STATES,
+    ),
+    _fault(
+        "noise hides a wrong order",
+        "spec.py",
+        "            if own > tol:",
+        "            if own > 0:",
+        EXPORTING,
     ),
     _fault(
         "a view that reaches over the next is not seen",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from infer_kit.errors import InferKitError
 from infer_kit.training.symmetry.placed import Placed, modes
 
 
@@ -17,15 +18,30 @@ def arguments_of(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and named arguments of an example: a tensor, a tuple or a mapping."""
     if isinstance(x, Mapping):
         return (), dict(x)
-    if isinstance(x, (tuple, list)):
-        return tuple(x), {}
-    return (x,), {}
+    return (x if isinstance(x, tuple) else (x,)), {}
 
 
 def called_with(model: nn.Module, x: Any) -> Any:
     """What the model returns for an example."""
     args, kwargs = arguments_of(x)
     return model(*args, **kwargs)
+
+
+def ran(model: nn.Module, x: Any) -> Any:
+    """As `called_with`, for what a user gave.
+
+    Raises:
+        InferKitError: the model does not run on it.
+    """
+    try:
+        return called_with(model, x)
+    except InferKitError:
+        raise
+    except Exception as error:
+        raise InferKitError(
+            f"{type(model).__name__} does not run on this example: {type(error).__name__}: {error}",
+            "x is a tensor, a tuple of positional arguments or a mapping of named ones.",
+        ) from error
 
 
 def inputs_of(batch: Any) -> Any:
@@ -62,8 +78,9 @@ def outputs_of(
     Args:
         outputs: what of that the model returns; None for all.
     """
+    placed = None if state is None else Placed(model, state)
     with torch.no_grad(), evaluating(model):
-        out = called_with(model, x) if state is None else Placed(model, state)(called_with, x)
+        out = ran(model, x) if placed is None else placed(ran, x)
     out = out if outputs is None else outputs(out)
     # Outputs of transformers are mappings, which pytree knows or not.
     plain = list(out.values()) if isinstance(out, Mapping) else out

@@ -7,8 +7,8 @@ a and b have the property (LEWC) if
 $$f_k(x; \lambda a + (1-\lambda) b) = \lambda^k f_k(x; a) + (1-\lambda)^k f_k(x; b),$$
 
 that is, if the merged network computes both side by side, each shrunk. A first layer that reads x
-itself has it in any two networks, biases included. Deeper it follows, without biases, from two
-properties of each layer:
+itself, and whose weight is a parameter as it is, has it in any two networks, biases included.
+Deeper it follows, without biases, from two properties of each layer:
 
     weak additivity             relu(l z_a + (1-l) z_b) = l relu(z_a) + (1-l) relu(z_b)
     reciprocal orthogonality    W_b z_a = 0 = W_a z_b
@@ -17,9 +17,10 @@ properties of each layer:
 
 A layer is a call of an `nn.Linear`, transformers' `Conv1D` or a convolution, and k counts the calls
 in the order in which they are made: a module that is called twice is two layers of one name, as its
-weights multiply the signal twice. In a network with branches k is more than the depth. Weights that
-multiply the signal elsewhere are not counted, and a warning names them: those of embeddings, and
-those that are used without calling their module (`nn.MultiheadAttention`). Networks run in
+weights multiply the signal twice. In a network with branches k is more than the depth. Weights
+that multiply the signal elsewhere are not counted: those of embeddings, those that are used without
+calling their module (`nn.MultiheadAttention`), and the scales of norms. A warning names the
+matrices among them, and what else has two dimensions and is in no layer that ran. Networks run in
 evaluation mode without gradients, and examples are along the first dimension of what a layer takes
 and gives. Numbers are means over the examples, of float64 norms and products.
 """
@@ -37,9 +38,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.conv1d import is_conv1d
-from infer_kit.training.symmetry.calling import called_with, evaluating
+from infer_kit.training.symmetry.calling import evaluating, ran
 from infer_kit.training.symmetry.merging import check_same, interpolate
-from infer_kit.training.symmetry.placed import Placed, whole
+from infer_kit.training.symmetry.placed import Placed, check_is_state, whole
 from infer_kit.training.symmetry.spec import State
 
 _TRANSPOSED: tuple[Callable[..., Tensor], ...] = (
@@ -246,6 +247,7 @@ def effective_rank(W: Tensor) -> float:
 
 def effective_ranks(state: State) -> dict[str, float]:
     """`effective_rank` of each real tensor with two dimensions or more, by name."""
+    check_is_state(state)
     return {
         name: effective_rank(value)
         for name, value in state.items()
@@ -261,15 +263,21 @@ def _both(
     ours = _calls(model, a, x, layers, "network a")
     theirs = _calls(model, b, x, layers, "network b")
     _check_same_calls(ours, theirs, "a and b")
-    seen = {
-        id(parameter) for module in _layers(model).values() for parameter in module.parameters()
+    every = _calls(model, a, x, None, "network a") if layers is not None else ours
+    seen = {id(p) for call in every for p in call.module.parameters()}
+    looked_up = {
+        id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
     }
-    passed = [n for n, p in model.named_parameters() if p.dim() > 1 and id(p) not in seen]
+    passed = [
+        name
+        for name, p in model.named_parameters()
+        if p.dim() > 1 and (id(p) not in seen or id(p) in looked_up)
+    ]
     if passed:
         more = f" and {len(passed) - 3} more" if len(passed) > 3 else ""
         warnings.warn(
-            f"{', '.join(map(repr, passed[:3]))}{more} belong to no Linear or convolution: they "
-            "are not counted in k, and have no row.",
+            f"No Linear, Conv1D or convolution that ran has {', '.join(map(repr, passed[:3]))}"
+            f"{more}: where they are used they are not counted in k, and have no row.",
             stacklevel=3,
         )
     return ours, theirs
@@ -324,12 +332,12 @@ def _calls(
         for name, module in found.items():
             handles.append(module.register_forward_hook(hook(name), with_kwargs=True))
         with evaluating(model):
-            placed(called_with, x)
+            placed(ran, x)
     finally:
         for handle in handles:
             handle.remove()
-    ran = {call.layer for call in calls}
-    absent = [name for name in (found if layers is None else layers) if name not in ran]
+    done = {call.layer for call in calls}
+    absent = [name for name in (found if layers is None else layers) if name not in done]
     if not calls or (absent and layers is not None):
         raise InferKitError(
             f"Of the model's Linear layers and convolutions {absent} did not run."

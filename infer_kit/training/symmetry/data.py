@@ -315,7 +315,14 @@ class _Network:
 
 def _members(labels: Tensor, per_class: int) -> dict[int, Tensor]:
     """Indices of each class on the CPU, ascending, by class; refused if one has too few."""
-    labels = torch.as_tensor(labels)
+    if not len(labels):
+        raise InferKitError("labels are empty; integers [N] are expected.")
+    try:
+        labels = torch.as_tensor(labels)
+    except (TypeError, ValueError) as error:
+        raise InferKitError(
+            f"labels are not numbers: {error}; integers [N] are expected.", "Number the classes."
+        ) from error
     if per_class < 1:
         raise InferKitError(f"per_class={per_class}: at least one example is expected.")
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)

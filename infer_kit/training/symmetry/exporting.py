@@ -42,7 +42,7 @@ def exported(model: nn.Module, x: Any) -> ExportedProgram:
         with _quiet(said), evaluating(model), torch.no_grad():
             return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
-        _check_it_runs(model, x)
+        outputs_of(model, x, state_of(model))  # says so if it does not run at all
         why = str(error).partition("\n\n")[0].replace("\n", " ")
         raise InferKitError(
             f"{type(model).__name__} cannot be exported, so all of it stays frozen. It stopped"
@@ -52,16 +52,6 @@ def exported(model: nn.Module, x: Any) -> ExportedProgram:
             "of a tensor, a fake implementation for each custom operator (its register_fake), "
             "tensors and plain containers as outputs. Trace a part of the model, or change the "
             "part that it names.",
-        ) from error
-
-
-def _check_it_runs(model: nn.Module, x: Any) -> None:
-    try:
-        outputs_of(model, x, state_of(model))
-    except Exception as error:
-        raise InferKitError(
-            f"{type(model).__name__} does not run on this example: {type(error).__name__}: {error}",
-            "x is a tensor, a tuple of positional arguments or a mapping of named ones.",
         ) from error
 
 

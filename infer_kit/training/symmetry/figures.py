@@ -43,6 +43,11 @@ def barrier_figure(
         )
     _check_some(curves)
     for label, curve in curves.items():
+        if not isinstance(curve, Curve):
+            raise InferKitError(
+                f"The curve {label!r} is a {type(curve).__name__}, where a Curve is expected.",
+                "Give what `barrier` returns.",
+            )
         if getattr(curve, measure) is None:
             raise InferKitError(
                 f"The curve {label!r} has no {measure}.",
@@ -76,7 +81,7 @@ def transfer_figure(curves: Mapping[str, Sequence[float]], path: str | Path | No
     """
     _check_some(curves)
     for label, values in curves.items():
-        if not isinstance(values, Sequence):
+        if isinstance(values, (str, Mapping)) or not hasattr(values, "__len__"):
             raise InferKitError(
                 f"The curve {label!r} is a {type(values).__name__}, where accuracies are expected.",
                 "Give the .curve of a TransferResult.",

@@ -18,6 +18,7 @@ from infer_kit.training.symmetry.descent import (
     inner,
     reordered,
 )
+from infer_kit.training.symmetry.numbers import check_numbers
 from infer_kit.training.symmetry.placed import check_is_state
 from infer_kit.training.symmetry.spec import Factor, Perms, PermSpec, State
 
@@ -170,9 +171,7 @@ def descend(
     sweeps: int,
 ) -> Match:
     """Coordinate descent over the groups from each start; the best end, the first of equals."""
-    for name, number in (("restarts", restarts), ("sweeps", sweeps)):
-        if number < 0:
-            raise InferKitError(f"{name}={number}: a number from 0 on is expected.")
+    check_numbers({"restarts": restarts, "sweeps": sweeps})
     starts = list(start) if isinstance(start, (tuple, list)) else [start]
     named: list[tuple[str, Perms]] = []
     for value in starts:

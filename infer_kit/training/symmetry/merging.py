@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
@@ -19,6 +18,7 @@ from infer_kit.training.symmetry.batch_norm import reestimate_by
 from infer_kit.training.symmetry.calibration import LOG_BETA, check_prediction, fitted, told
 from infer_kit.training.symmetry.calibration import Calibration as Calibration
 from infer_kit.training.symmetry.calibration import calibrate as calibrate
+from infer_kit.training.symmetry.losses import Losses
 from infer_kit.training.symmetry.placed import (
     Placed,
     State,
@@ -269,13 +269,17 @@ def barrier(
 
     Warns:
         UserWarning: calibrate_on begins as the data do; or an end's loss on it is below that on
-            the data by more than three standard errors, as on data that it was trained on; or a
-            beta is at a bound.
+            the data by more than three standard errors, as on data that it was trained on
+            (batches, if there are several, are taken as independent, else targets); or a beta is
+            at a bound.
     """
     a, b = whole(model, a), whole(model, b)
     check_same(a, b)
-    if not isinstance(steps, int) or steps < 3:
-        raise InferKitError(f"steps={steps}: at least 3 points are expected.", "25 are usual.")
+    if steps < 3 or steps != int(steps):
+        raise InferKitError(
+            f"steps={steps}: a whole number from 3 on is expected.", "25 are usual."
+        )
+    steps = int(steps)
     for what, batches in (("data", data), ("bn_data", bn_data), ("calibrate_on", calibrate_on)):
         if isinstance(batches, Iterator):
             raise InferKitError(
@@ -293,17 +297,15 @@ def barrier(
             placed = Placed(model, state)
             where, fit = f"at l = {at:g}", None
             if calibrate_on is not None:
-                logits, targets = _kept(placed, predict, calibrate_on, where)
+                logits, targets, sizes = _kept(placed, predict, calibrate_on, where)
                 fit = fitted(logits, targets)
                 fits.append(fit)
             point = _measured(placed, predict, data, where, fit.beta if fit else None)
             points.append(point)
             if fit is not None and at in (0, 1):
-                own = _losses(logits, targets)
-                # Means of independent examples are that far apart once in a thousand times.
-                error = (point.variance + float(own.var(correction=0)) / len(own)) ** 0.5
-                if float(own.mean()) + 3 * error < point.loss:
-                    known = f"{float(own.mean()):.3g} against {point.loss:.3g} {where}"
+                own = Losses.of(logits, targets, sizes)
+                if point.losses.above(own) > 3:
+                    known = f"{own.mean:.3g} against {point.loss:.3g} {where}"
             bar.set_postfix(loss=f"{point.loss:.4f}", refresh=False)
     at_bound = [f"{at:.3g}" for at, fit in zip(lambdas, fits, strict=False) if fit.bounded]
     if known:
@@ -370,49 +372,49 @@ def _begin_alike(a: Iterable[Any], b: Iterable[Any]) -> bool:
 
 @dataclass(frozen=True)
 class _Point:
-    """Mean loss, accuracy, mean loss with beta, and the variance of the mean loss."""
+    """What was measured of one state: losses, accuracy, and the mean loss with beta."""
 
-    loss: float
+    losses: Losses
     accuracy: float
     scaled: float
-    variance: float
+
+    @property
+    def loss(self) -> float:
+        return self.losses.mean
 
 
 def _measured(
     placed: Placed, predict: Predict, data: Iterable[Any], where: str, beta: float | None
 ) -> _Point:
-    """One state on all targets, in float64."""
-    total = squares = right = scaled = count = 0.0
+    """One state on all targets."""
+    losses, scaled, right = Losses(), Losses(), 0
     for logits, targets in _predictions(placed, predict, data, "data"):
-        losses = _losses(logits, targets)
-        total += float(losses.sum())
-        squares += float(losses.square().sum())
+        losses.add(logits, targets)
         right += int((logits.argmax(1) == targets).sum())
-        count += len(targets)
         if beta is not None:
-            scaled += float(_losses(beta * logits, targets).sum())
-    if not (isfinite(total) and isfinite(scaled)):
+            scaled.add(beta * logits, targets)
+    with_beta = losses.mean if beta is None else scaled.mean
+    if not (isfinite(losses.mean) and isfinite(with_beta)):
         raise InferKitError(
-            f"The loss {where} is {total / count}.",
+            f"The loss {where} is {losses.mean}.",
             "Look for inputs or weights that are not finite, or activations that overflow, in "
             "half precision above all.",
         )
-    mean = total / count
-    variance = max(0.0, squares / count - mean**2) / count
-    return _Point(mean, right / count, scaled / count, variance)
+    return _Point(losses, right / losses.count, with_beta)
 
 
 def _kept(
     placed: Placed, predict: Predict, data: Iterable[Any], where: str
-) -> tuple[Tensor, Tensor]:
-    """Logits and targets of all batches."""
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Logits and targets of all batches, and the batches' sizes."""
     both = [*_predictions(placed, predict, data, "calibrate_on")]
     logits = torch.cat([logits.cpu() for logits, _ in both])
     if not bool(torch.isfinite(logits).all()):
         raise InferKitError(
             f"The logits of calibrate_on {where} are not finite.", "Look for inf and nan."
         )
-    return logits, torch.cat([targets.cpu() for _, targets in both])
+    targets = torch.cat([targets.cpu() for _, targets in both])
+    return logits, targets, [len(targets) for _, targets in both]
 
 
 def _predictions(
@@ -447,11 +449,6 @@ def prediction(
     logits, targets = predicted
     check_prediction(logits, targets)
     return logits, targets
-
-
-def _losses(logits: Tensor, targets: Tensor) -> Tensor:
-    # The mean of float32 numbers would lose digits over many targets; not all devices have float64.
-    return cross_entropy(logits, targets, reduction="none").cpu().double()
 
 
 def _differ(what: str) -> InferKitError:

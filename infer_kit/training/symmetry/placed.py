@@ -174,7 +174,7 @@ def modes(model: nn.Module, training: Iterable[nn.Module] = ()) -> Iterator[None
 
 
 def moved(batch: Any, model: nn.Module) -> Any:
-    """Tensors, also those in a mapping or tuple, on the device of the model's first parameter."""
+    """Tensors, also in mappings, tuples and lists, on the device of the model's first parameter."""
     first = next(model.parameters(), None)
     if first is None:
         return batch
@@ -182,7 +182,10 @@ def moved(batch: Any, model: nn.Module) -> Any:
         return batch.to(first.device)
     if isinstance(batch, Mapping):
         return {name: moved(value, model) for name, value in batch.items()}
-    return tuple(moved(value, model) for value in batch) if isinstance(batch, tuple) else batch
+    if isinstance(batch, (tuple, list)):
+        values = [moved(value, model) for value in batch]
+        return tuple(values) if isinstance(batch, tuple) else values
+    return batch
 
 
 def _other(what: str) -> InferKitError:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.symmetry.merging import Predict, classification, prediction
+from infer_kit.training.symmetry.numbers import check_numbers
 from infer_kit.training.symmetry.placed import Placed, State, check_is_state, modes
 
 
@@ -69,9 +70,8 @@ def fit(
     """
     if schedule not in ("cosine", "constant"):
         raise InferKitError(f"There is no schedule {schedule!r}.", 'Give "cosine" or "constant".')
-    for name, number in (("epochs", epochs), ("keep_every", keep_every)):
-        if number < 0:
-            raise InferKitError(f"{name}={number}: a number from 0 on is expected.")
+    numbers = {"epochs": epochs, "keep_every": keep_every, "lr": lr, "momentum": momentum}
+    check_numbers(numbers | {"weight_decay": weight_decay})
     if isinstance(data, Iterator) and epochs > 1:
         raise InferKitError(
             f"The data are a {type(data).__name__}, which can be read once only, not "

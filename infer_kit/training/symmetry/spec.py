@@ -53,7 +53,8 @@ class PermSpec:
             several tensors are read, or that are called more than once.
         frozen: the axes that may not be reordered, and why.
         unknown: operators without a rule, and where they were met.
-        chosen: what of the model's outputs has to stay as it is; None for all.
+        chosen: what of the model's outputs has to stay as it is, a function as it was given, which
+            may stand in the way of pickling; None for all.
     """
 
     groups: dict[str, int]
@@ -64,7 +65,7 @@ class PermSpec:
     outputs: dict[str, tuple[tuple[Factor, ...], ...]] = field(default_factory=dict)
     frozen: tuple[Frozen, ...] = ()
     unknown: tuple[str, ...] = ()
-    chosen: Callable[[Any], Any] | None = None
+    chosen: Callable[[Any], Any] | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         moving = sum(prod(self.shapes[name]) for name in self._moving())
@@ -172,7 +173,7 @@ class PermSpec:
         if not error <= tol:
             again = outputs_of(model, x, state, self.chosen)
             own = max(_difference(a, b) for a, b in zip(before, again, strict=True))
-            if own > 0:
+            if own > tol:
                 raise InferKitError(
                     f"With the same units and the same input the model's outputs differ by "
                     f"{own:.2g} of the largest: it draws numbers in eval mode.",

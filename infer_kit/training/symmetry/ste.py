@@ -21,6 +21,7 @@ from infer_kit.training.symmetry.merging import (
     interpolate,
     prediction,
 )
+from infer_kit.training.symmetry.numbers import check_numbers
 from infer_kit.training.symmetry.placed import Placed, State, modes, whole
 from infer_kit.training.symmetry.spec import Perms, PermSpec
 
@@ -85,13 +86,15 @@ def ste_match(
 
     Raises:
         InferKitError: states of another architecture, no data, data that can be read once only, a
-            loss that is not finite.
+            number that cannot be, a loss or weights that are not finite.
     """
     if isinstance(data, Iterator) or not isinstance(data, Iterable):
         raise InferKitError(
             f"The data are a {type(data).__name__}, which cannot be read again and again.",
             "Give a list or a DataLoader.",
         )
+    numbers = {"epochs": epochs, "lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+    check_numbers(numbers)
     check_bn_data(model, data)
     a, b = whole(model, a), whole(model, b)
     spec.check_state(a)

@@ -74,7 +74,7 @@ def discover(
     axes = _state_axes(model)
     placeholders = _placeholders(program, axes)
     given = walk.graph(program.graph_module, placeholders)
-    kept = _kept(program, outputs)
+    kept = _kept(program, given, outputs)
     for place, value in enumerate(given):
         if kept is None or place in kept:
             for axes_out in _tensors(value):
@@ -88,20 +88,38 @@ def discover(
     return replace(_spec(model, axes, walk), chosen=outputs)
 
 
-def _kept(program: ExportedProgram, outputs: Callable[[Any], Any] | None) -> set[int] | None:
+def _kept(
+    program: ExportedProgram, given: list[Any], outputs: Callable[[Any], Any] | None
+) -> set[int] | None:
     """Which of what comes out of the graph is the model's output that is asked for."""
     if outputs is None:
         return None
-    # Their places, in the structure that the model returns.
-    places = range(len(program.graph_signature.output_specs))
-    returned = tree_unflatten(places, program.call_spec.out_spec)
-    chosen = {place for place in tree_leaves(outputs(returned)) if isinstance(place, int)}
-    if not chosen:
+    # Marks in the structure that the model returns: what is computed with them fails.
+    marks = [_Mark() for _ in program.graph_signature.output_specs]
+    returned = tree_unflatten(marks, program.call_spec.out_spec)
+    try:
+        leaves_of = tree_leaves(outputs(returned))
+    except Exception as error:
         raise InferKitError(
-            "outputs chooses nothing of what the model returns.",
+            f"outputs fails on what the model returns: {type(error).__name__}: {error}",
+            "It is to choose parts, and not to compute: lambda out: out.logits.",
+        ) from error
+    chosen = {id(leaf) for leaf in leaves_of}
+    kept = {
+        place
+        for place, (mark, value) in enumerate(zip(marks, given, strict=True))
+        if id(mark) in chosen and _tensors(value)
+    }
+    if not kept:
+        raise InferKitError(
+            "outputs chooses no tensor of what the model returns.",
             "Return a part of it, such as lambda out: out.logits.",
         )
-    return chosen
+    return kept
+
+
+class _Mark:
+    """Stands for an output."""
 
 
 def _state_axes(model: nn.Module) -> dict[str, Axes]:

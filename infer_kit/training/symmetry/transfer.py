@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.symmetry.batch_norm import check_bn_data, reestimate_by
+from infer_kit.training.symmetry.calling import state_of
 from infer_kit.training.symmetry.matching import match
 from infer_kit.training.symmetry.merging import Predict, classification, judged
 from infer_kit.training.symmetry.placed import State, whole
@@ -61,8 +62,8 @@ class Transfer:
 
     and the permutation is the one under which the source's gradients along its trajectory are
     nearest to the target's, sum over t of |P g_1^t - g_2^t|^2, on the target's data. Parameters
-    move; buffers are the target's, and batch norms' statistics are estimated anew wherever a
-    gradient or an accuracy is taken.
+    move; buffers are the target's, but for batch norms' statistics, which are estimated anew for
+    every state.
 
     Source: Chijiwa, "Transferring Learning Trajectories of Neural Networks", ICLR 2024, arXiv
     2305.14122: GMT is algorithm 1, FGMT its fast form (section 3.4).
@@ -98,7 +99,7 @@ class Transfer:
                 "Give LinearTrajectory(first, last, steps), or SavedTrajectory(states).",
             )
         target = whole(model, target)
-        spec.check_state(model.state_dict())
+        spec.check_state(state_of(model))
         spec.check_state(source[0])
         spec.check_state(target)
         check_bn_data(model, bn_data)
@@ -187,6 +188,7 @@ class Transfer:
 
     def _moves(self, to: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> State:
         self.spec.check_state(to)
+        to, start = whole(self.model, to), whole(self.model, start)
         return {
             name: to[name].detach() - start[name].detach()
             for name in self.spec.weights
@@ -196,6 +198,8 @@ class Transfer:
     def _matched(
         self, data: Iterable[Any], batches: int, start: str, seed: int, fast: bool
     ) -> TransferResult:
+        if batches < 1:
+            raise InferKitError(f"batches={batches}: at least 1 is expected.")
         given = _round(data)
         perms = self.spec.identity()
         theirs: list[State] = []

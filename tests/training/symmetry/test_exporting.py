@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers as tf
@@ -82,7 +84,7 @@ def test_an_output_that_nobody_needs() -> None:
     after = model(**x)
     torch.testing.assert_close(before.logits, after.logits)
     assert not torch.allclose(before.encoder_last_hidden_state, after.encoder_last_hidden_state)
-    with pytest.raises(InferKitError, match="outputs chooses nothing of what the model returns"):
+    with pytest.raises(InferKitError, match="outputs chooses no tensor of what"):
         discover(model, x, outputs=lambda out: None)
 
 
@@ -98,6 +100,21 @@ class Counted(nn.Module):
         hidden = self.one(x).relu()
         self.seen.mul_(0.5)
         return hidden, self.two(hidden)
+
+
+def test_outputs_that_compute() -> None:
+    model, x = Counted(), torch.randn(2, 6)
+    for wrong in (
+        lambda out: out[0] + out[1],
+        lambda out: out[1][0],
+        lambda out: out[1].argmax(-1),
+        "logits",
+    ):
+        with pytest.raises(InferKitError, match="outputs fails on what the model returns"):
+            discover(model, x, outputs=wrong)  # type: ignore[arg-type]
+    for wrong in (lambda out: len(out), lambda out: torch.ones(3)):
+        with pytest.raises(InferKitError, match="outputs chooses no tensor"):
+            discover(model, x, outputs=wrong)
 
 
 def test_a_part_of_a_tuple_beside_a_buffer_that_is_written() -> None:
@@ -140,6 +157,25 @@ def test_numbers_that_the_model_draws() -> None:
     model, x = Noisy(), torch.randn(2, 6)
     with pytest.raises(InferKitError, match="the same input the model's outputs differ by"):
         discover(model, x).check(model, x)
+
+
+def test_noise_is_not_blamed_for_a_wrong_order() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(self.one(x).cumsum(-1)) + 1e-9 * torch.rand_like(x[:, :1])
+
+    model, x = Noisy(), torch.randn(2, 6)
+    right = discover(model, x)
+    moving = discover(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3)), x)
+    names = {"0.weight": "one.weight", "0.bias": "one.bias", "1.weight": "two.weight"}
+    axes = {names[n]: a for n, a in moving.axes.items() if n in names}
+    wrong = replace(right, groups=moving.groups, axes=right.axes | axes)
+    with pytest.raises(InferKitError, match="With its units in another order"):
+        wrong.check(model, x)
 
 
 def test_the_report_names_operators_without_a_rule() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.symmetry.figures import MEASURES, barrier_figure, transfer_figure
@@ -56,5 +57,8 @@ def test_what_cannot_be_drawn_is_refused() -> None:
     for drawn in (barrier_figure, transfer_figure):
         with pytest.raises(InferKitError, match="where curves by label are expected"):
             drawn(PLAIN)  # type: ignore[arg-type]
+    with pytest.raises(InferKitError, match="'a' is a list, where a Curve is expected"):
+        barrier_figure({"a": [0.1]})  # type: ignore[dict-item]
+    assert transfer_figure({"a": torch.tensor([0.1, 0.2])}) is not None  # type: ignore[dict-item]
     with pytest.raises(InferKitError, match="'a' is a Curve, where accuracies are expected"):
         transfer_figure({"a": PLAIN})  # type: ignore[dict-item]

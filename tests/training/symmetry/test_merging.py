@@ -332,7 +332,7 @@ def no_targets(model: nn.Module, batch: Any) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": 2}, "steps=2: at least 3"),
+        ({"steps": 2}, "steps=2: a whole number from 3"),
         ({"data": iter(pairs(2, 5))}, "data is a list_iterator, which can be read once only"),
         ({"calibrate_on": (p for p in pairs(2, 5))}, "calibrate_on is a generator, which"),
         ({"data": []}, "data has no target"),

@@ -15,12 +15,14 @@ from infer_kit.training.symmetry import (
     Transfer,
     barrier,
     discover,
+    effective_ranks,
     evaluate,
     fit,
     interpolate,
     lewc,
     match,
     next_token,
+    reestimate_bn,
     ste_match,
 )
 from infer_kit.training.symmetry.sgd import gradient
@@ -118,7 +120,7 @@ def test_targets_and_outputs_that_do_not_fit() -> None:
         lambda: evaluate(net, state, wrong),
     ]
     for call in calls:
-        with pytest.raises(InferKitError, match="4.* classes|targets"):
+        with pytest.raises(InferKitError, match="targets are from 0 to 4|from 0 to 4"):
             call()
     with pytest.raises(InferKitError, match="predict returned"):
         fit(net, state, wrong, 1, 0.1, predict=lambda m, batch: m(batch[0]), progress=False)
@@ -135,6 +137,13 @@ def test_numbers_below_zero() -> None:
         match(spec, state, state, restarts=-2)
     with pytest.raises(InferKitError, match="sweeps=-2: a number from 0 on"):
         match(spec, state, state, sweeps=-2)
+    with pytest.raises(InferKitError, match="lr=nan: a number from 0 on"):
+        fit(net, state, data, 1, float("nan"))
+    with pytest.raises(InferKitError, match="epochs=-1: a number from 0 on"):
+        ste_match(net, spec, state, state, data, epochs=-1)
+    carry = Transfer(net, spec, SavedTrajectory([state, state]), state)
+    with pytest.raises(InferKitError, match="batches=0: at least 1"):
+        carry.gmt(data, batches=0)
 
 
 def test_training_under_no_grad() -> None:
@@ -153,7 +162,7 @@ def test_a_learning_rate_that_is_too_high() -> None:
         ste_match(net, spec, net.state_dict(), mlp(1).state_dict(), data, lr=1e38, progress=False)
 
 
-def test_buffers_of_modules_are_no_part_of_it() -> None:
+def test_extra_state_is_no_part_of_it() -> None:
     """What get_extra_state() adds to a state dict is no tensor."""
 
     class Extra(nn.Linear):
@@ -166,3 +175,34 @@ def test_buffers_of_modules_are_no_part_of_it() -> None:
     net, x = nn.Sequential(Extra(5, 12), nn.ReLU(), nn.Linear(12, 4)), torch.randn(2, 5)
     spec = discover(net, x)
     assert spec.groups == {"0.weight[0]": 12} and spec.check(net, x) < 1e-5
+    state = {name: t for name, t in net.state_dict().items() if isinstance(t, torch.Tensor)}
+    assert Transfer(net, spec, SavedTrajectory([state, state]), state).naive().thetas
+
+
+def test_lists_are_one_argument_and_tuples_several() -> None:
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, xs: list[torch.Tensor]) -> torch.Tensor:
+            return self.norm(xs[0] + xs[1])
+
+    net, parts = Summed(), [torch.randn(6, 4), torch.randn(6, 4)]
+    whole, alone = (
+        reestimate_bn(net, net.state_dict(), [batch], inputs=inputs)
+        for batch, inputs in (((parts, 0), None), (parts, lambda batch: batch))
+    )
+    torch.testing.assert_close(whole["norm.running_mean"], (parts[0] + parts[1]).mean(0))
+    assert torch.equal(whole["norm.running_mean"], alone["norm.running_mean"])
+
+
+def test_an_example_that_does_not_run() -> None:
+    net = mlp(0)
+    state, spec = net.state_dict(), discover(net, torch.randn(2, 5))
+    for call in (lambda x: spec.check(net, x), lambda x: lewc(net, state, state, x)):
+        for wrong in (torch.randn(2, 6), (torch.randn(2, 5), torch.zeros(2))):
+            with pytest.raises(InferKitError, match="Sequential does not run on this example"):
+                call(wrong)
+    with pytest.raises(InferKitError, match="A Sequential is given where a state is expected"):
+        effective_ranks(net)  # type: ignore[arg-type]
