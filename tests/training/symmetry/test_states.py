@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.symmetry import (
+    LinearTrajectory,
     SavedTrajectory,
     Transfer,
     barrier,
@@ -89,11 +91,11 @@ def test_files_with_one_name_of_a_tied_tensor() -> None:
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
-    a, b = model.state_dict(), GPT2LMHeadModel(config).state_dict()
+    a, b, c = (m.state_dict() for m in (model, *(GPT2LMHeadModel(config) for _ in range(2))))
     batch = {"input_ids": torch.randint(0, 32, (4, 12)), "attention_mask": torch.ones(4, 12)}
     data, spec = [batch], discover(model, {"input_ids": batch["input_ids"]})
     for tied in ("lm_head.weight", "transformer.wte.weight"):
-        one = {name: tensor for name, tensor in b.items() if name != tied}
+        one, other = ({n: t for n, t in state.items() if n != tied} for state in (b, c))
         for ours, theirs in ((a, one), (one, a)):
             first, second = (b if state is one else state for state in (ours, theirs))
             options: Any = {"steps": 3, "progress": False}
@@ -103,9 +105,36 @@ def test_files_with_one_name_of_a_tied_tensor() -> None:
             order = ste_match(model, spec, ours, theirs, data, **options).perms
             expected = ste_match(model, spec, first, second, data, **options).perms
             assert all(torch.equal(order[group], expected[group]) for group in expected)
-        assert set(fit(model, one, data, 1, 0.1, predict=next_token, progress=False).state) >= set(
-            one
-        )
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*that ran has")
+                assert lewc(model, ours, theirs, batch) == lewc(model, first, second, batch)
+            carried, expected_too = (
+                Transfer(
+                    model,
+                    spec,
+                    LinearTrajectory(start, end, 2),
+                    target,
+                    next_token,
+                    judge=data,
+                    progress=False,
+                ).fgmt(data)
+                for start, end, target in ((one, other, ours), (b, c, first))
+            )
+            assert carried.losses == expected_too.losses
+            last = carried.thetas[-1]
+            assert torch.equal(last["lm_head.weight"], last["transformer.wte.weight"])
+            lazy = SavedTrajectory([lambda: ours, lambda: theirs])  # noqa: B023
+            whole = SavedTrajectory([first, second])
+            moved, wanted = (
+                Transfer(model, spec, source, a, next_token, progress=False).naive().thetas[-1]
+                for source in (lazy, whole)
+            )
+            assert all(torch.equal(moved[name], wanted[name]) for name in wanted)
+        torch.manual_seed(0)  # of dropout
+        ended = fit(model, one, data, 1, 0.1, predict=next_token, progress=False).state
+        torch.manual_seed(0)
+        both = fit(model, b, data, 1, 0.1, predict=next_token, progress=False).state
+        assert all(torch.equal(ended[name], both[name]) for name in one)
 
 
 def test_targets_and_outputs_that_do_not_fit() -> None:
