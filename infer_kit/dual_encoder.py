@@ -48,13 +48,23 @@ class DualEncoder:
     def images(self, pictures: Sequence[Any], memory: Any = None) -> Tensor:
         """`[N, d]` float32, not normalised. `memory` is not used."""
         inputs = self.processor.image_processor(images=list(pictures), return_tensors="pt")
-        return _pooled(
-            self.model.get_image_features(**inputs.to(self.model.device, self.model.dtype))
-        )
+        inputs = inputs.to(self.model.device, self.model.dtype)
+        return pooled(self.model.get_image_features(**inputs))
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """`[N, d]` float32, not normalised."""
+        inputs = {
+            name: value.to(self.model.device) for name, value in self.text_inputs(texts).items()
+        }
+        return pooled(self.model.get_text_features(**inputs))
+
+    def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """What the model takes of texts, on the CPU.
+
+        Warns:
+            UserWarning: a text is longer than the model reads, and is cut off.
+        """
         # SigLIP was trained on texts padded to its full length.
         length = self.model.config.text_config.max_position_embeddings
         padding = "max_length" if "siglip" in self.model.config.model_type else True
@@ -63,7 +73,7 @@ class DualEncoder:
             warnings.warn(
                 f"{type(self.model).__name__} reads {length} tokens; the longest text has "
                 f"{longest}, and its feature is that of its beginning.",
-                stacklevel=2,
+                stacklevel=3,
             )
         inputs = self.processor.tokenizer(
             list(texts),
@@ -73,9 +83,9 @@ class DualEncoder:
             max_length=length,
             return_tensors="pt",
         )
-        return _pooled(self.model.get_text_features(**inputs.to(self.model.device)))
+        return dict(inputs)
 
 
-def _pooled(output: Any) -> Tensor:
+def pooled(output: Any) -> Tensor:
     """Features as a tensor; newer transformers wrap them."""
     return (output if isinstance(output, Tensor) else output.pooler_output).float()
