@@ -29,9 +29,10 @@ from infer_kit.training.prt.config import PRTConfig
 from infer_kit.training.prt.gain import GainSums, SourceGain
 from infer_kit.training.prt.heads import LanguageHead
 from infer_kit.training.prt.scores import Places, Rows, Scored, same
+from infer_kit.training.renamed_weights import RenamedWeights
 
 
-class PRTMixin:
+class PRTMixin(RenamedWeights):
     """Trains `model` as a reward through a frozen base; to be named before a trainer's class.
 
     The loss is `prt_loss`, over the labels of the whole accumulated batch. The base is held by the
