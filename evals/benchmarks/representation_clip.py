@@ -20,6 +20,7 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from infer_kit.demo import clip
+from infer_kit.demo.clip import ways
 from infer_kit.demo.clip.build import cell_pixels
 from infer_kit.demo.clip.train import pixels_of
 from infer_kit.demo.clip.world import CLASSES, EMPTY, THINGS, Boards, boards
@@ -53,7 +54,7 @@ class Refining:
 
     way: str
     seed: int
-    epochs: int = 6
+    epochs: int = 4
     lr: float = 3e-4
     batch: int = 128
 
@@ -90,6 +91,30 @@ def refined(way: str, seed: int, epochs: int, lr: float, batch: int) -> Any:
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return model.eval()
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """Z-CBM on the model as it ships, or refined: classes read from phrases."""
+
+    way: str
+    seed: int
+    epochs: int = 4
+    lr: float = 3e-4
+    batch: int = 128
+    pictures: int = 200
+
+    def run(self) -> dict[str, float]:
+        model = refined(self.way, self.seed, self.epochs, self.lr, self.batch)
+        found = ways.measured(ways.World((model, clip.load()[1])), clip.held_out(self.pictures))
+        rows = {}
+        for name in (ways.PUBLISHED, ways.CENTRED):
+            way = found[name]
+            rows[f"{name}: phrases"] = 100 * way.evaluation.model.accuracy
+            rows[f"{name}: random"] = 100 * way.evaluation.random.accuracy
+            rows[f"{name}: true"] = 100 * way.true
+        rows["image"] = 100 * found[ways.PUBLISHED].evaluation.zero_shot.accuracy
+        return rows
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch.distributed.nn.functional import all_gather
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from infer_kit.errors import InferKitError
+from infer_kit.training.renamed_weights import RenamedWeights
 from infer_kit.training.representation.clip_losses import (
     SIMILARITIES,
     Reduction,
@@ -34,6 +35,7 @@ from infer_kit.training.representation.image_text import (
 )
 from infer_kit.training.representation.logged_parts import LoggedParts
 from infer_kit.training.representation.modality import ModalityReport
+from infer_kit.training.representation.seeds import seeded
 
 REFERENCES = ("shared", "zero", "apart")
 
@@ -93,7 +95,7 @@ class CLIPRefineConfig:
         return self.lam_kd > 0 and self.alpha < 1
 
 
-class CLIPRefineMixin:
+class CLIPRefineMixin(RenamedWeights):
     """Refines a CLIP-like model; to be named before a trainer's class.
 
     The loss is that of the batch of all processes together: features are gathered with their
@@ -210,13 +212,13 @@ class CLIPRefineMixin:
                 parts["align"] = refine.lam_align * align_loss(a, b)
         if self.model.training:
             self._micro += 1
-            self._parts.add(parts)
+            self._parts.add(parts, self.current_gradient_accumulation_steps)
         loss = torch.stack(list(parts.values())).sum()
         return (loss, {IMAGE: own_a, TEXT: own_b}) if return_outputs else loss
 
     def _rafa(self: Any, a: Tensor, b: Tensor) -> Tensor:
         number = self.state.global_step * self.args.gradient_accumulation_steps + self._micro
-        generator = torch.Generator().manual_seed((self.args.seed * 2**32 + number) % 2**63)
+        generator = seeded(self.args.seed, number)
         if self.refine.reference == "zero":
             return rafa_loss(a, b, torch.zeros_like(a), self.refine.reduction)
         z = torch.randn(a.shape, generator=generator).to(a)
@@ -271,7 +273,7 @@ class CLIPRefineMixin:
 
     def log(self: Any, logs: dict[str, float], *args: Any, **options: Any) -> None:
         """As the trainer's, with the weighted parts of the loss."""
-        super().log(self._parts.into(logs), *args, **options)  # type: ignore[misc]
+        super().log(self._parts.into(logs, self.accelerator), *args, **options)  # type: ignore[misc]
 
     # Evaluation
 

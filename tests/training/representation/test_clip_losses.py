@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from infer_kit.errors import InferKitError
-from infer_kit.training.representation.clip_losses import (
+from infer_kit.training.representation import (
     align_loss,
     contrastive_loss,
     hycd_loss,

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from infer_kit.errors import InferKitError
-from infer_kit.training.representation import modality
-from infer_kit.training.representation.modality import (
+from infer_kit.training.representation import (
     ModalityReport,
     alignment,
+    modality,
     modality_gap,
     recall_at_k,
     uniformity,
