@@ -7,6 +7,8 @@ from pathlib import Path
 
 HELPERS = {
     *("__main__", "measuring", "lvr_models", "lvr_peers", "prt_digits", "prt_language"),
+    *("representation_adarand", "representation_clip", "representation_data"),
+    *("representation_mgr", "representation_pseudo"),
     *("real_models", "real_texts", "symmetry_digits", "symmetry_language", "symmetry_models"),
     *("symmetry_peers", "tickets_attention", "tickets_digits"),
     *("zcbm_lasso", "zcbm_retrieval"),

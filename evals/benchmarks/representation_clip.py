@@ -106,9 +106,10 @@ class Bottleneck:
 
     def run(self) -> dict[str, float]:
         model = refined(self.way, self.seed, self.epochs, self.lr, self.batch)
-        found = ways.measured(ways.World((model, clip.load()[1])), clip.held_out(self.pictures))
+        world, chosen = ways.World((model, clip.load()[1])), (ways.PUBLISHED, ways.CENTRED)
+        found = ways.measured(world, clip.held_out(self.pictures), names=chosen)
         rows = {}
-        for name in (ways.PUBLISHED, ways.CENTRED):
+        for name in chosen:
             way = found[name]
             rows[f"{name}: phrases"] = 100 * way.evaluation.model.accuracy
             rows[f"{name}: random"] = 100 * way.evaluation.random.accuracy

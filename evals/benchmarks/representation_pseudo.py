@@ -39,6 +39,8 @@ WAYS = (
     "PP + P-SSL, uniform classes",
     "PP + feature consistency",
     "PP + feature consistency, labelled images",
+    "PP + feature consistency, real unlabelled images",
+    "scratch + feature consistency, labelled images",
     "real source",
 )
 _PER_CLASS = 5
@@ -106,12 +108,12 @@ class Pseudo:
         classes, labelled, rest = target(self.task, self.seed)
         loss = None
         if "P-SSL" in self.way or "consistency" in self.way:
-            loss = _UnlabelledLoss(self, given, labelled[0])
+            loss = _UnlabelledLoss(self, given, labelled[0], rest[0])
         return accuracy(train(self._start(given, classes), labelled, _TARGET_STEPS, self.seed,
                               loss=loss), rest)  # fmt: skip
 
     def _start(self, given: Source, classes: int) -> CNN:
-        if self.way in ("scratch", "P-SSL"):
+        if self.way == "P-SSL" or self.way.startswith("scratch"):
             return made(classes, self.seed)
         model = made(given.classes, self.seed)
         if self.way == "real source":
@@ -125,9 +127,13 @@ class Pseudo:
 class _UnlabelledLoss:
     """The loss of P-SSL for `train`, whatever the report says: it is what is measured."""
 
-    def __init__(self, run: Pseudo, given: Source, x: Tensor) -> None:
-        if "labelled images" in run.way:  # a control: what the augmentation does without a source
-            pseudo: Tensor | PseudoSampler = x
+    def __init__(self, run: Pseudo, given: Source, x: Tensor, unlabelled: Tensor) -> None:
+        # Two controls: what the augmentation does without a source, and what real images do.
+        pseudo: Tensor | PseudoSampler
+        if "unlabelled images" in run.way:
+            pseudo = unlabelled
+        elif "labelled images" in run.way:
+            pseudo = x
         elif "uniform" in run.way:
             pseudo = PseudoSampler(given.generator, torch.eye(given.classes))
         else:
@@ -147,9 +153,15 @@ class _UnlabelledLoss:
         return said.loss
 
 
-def report(task: str, seed: int) -> RelatednessReport:
-    """Whether the source is related, told by a network that was trained from scratch."""
-    given = source(task)
-    classes, labelled, _ = target(task, seed)
-    model = train(made(classes, seed), labelled, _TARGET_STEPS, seed)
-    return relatedness_report(given.classifier, labelled[0], given.generator, model=model)
+@dataclass(frozen=True)
+class Related:
+    """Whether a source is related, told by a network that was trained from scratch."""
+
+    task: str
+    seed: int
+
+    def run(self) -> RelatednessReport:
+        given = source(self.task)
+        classes, labelled, _ = target(self.task, self.seed)
+        model = train(made(classes, self.seed), labelled, _TARGET_STEPS, self.seed)
+        return relatedness_report(given.classifier, labelled[0], given.generator, model=model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -188,10 +188,19 @@ def _run(job: Any) -> Any:
     return job.run()
 
 
-def run_all(jobs: list[Any]) -> list[Any]:
-    """The results of independent runs, two at a time."""
+def run_all(jobs: list[Any], done: Callable[[], Any] | None = None) -> list[Any]:
+    """The results of independent runs, two at a time.
+
+    Args:
+        done: called after each.
+    """
+    results = []
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(_run, jobs))
+        for result in pool.map(_run, jobs):
+            results.append(result)
+            if done is not None:
+                done()
+    return results
 
 
 def spread(values: list[float]) -> str:

@@ -84,16 +84,18 @@ def measured(
     samples: Sequence[Sample],
     progress: Callable[[str], Any] = lambda way: None,
     seed: int = 0,
+    names: Sequence[str] = tuple(WAYS),
 ) -> dict[str, Way]:
-    """Every way on some pictures.
+    """Ways on some pictures.
 
     Args:
         progress: called with the name of each way before it. seed: of the controls.
+        names: the ways.
     """
     features = image_features(world.encoder, [sample.picture for sample in samples])
     labels = [sample.label for sample in samples]
     found = {}
-    for way in WAYS:
+    for way in names:
         progress(way)
         model = world.model(way)
         found[way] = Way(
