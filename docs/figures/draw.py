@@ -375,11 +375,40 @@ def symmetry() -> None:
     picture.save("symmetry")
 
 
+def representation() -> None:
+    """One network, and what each method does to its features."""
+    picture = Picture(9.6, 3.0)
+    row, tall = 1.5, 0.44
+    picture.box(0.3, row, 1.15, tall, COLOURS["image"], "images x", size=8.5)
+    picture.box(2.2, row, 1.35, tall, COLOURS["model"], "extractor g", size=8.5)
+    picture.box(4.3, row, 1.35, tall, COLOURS["question"], "features g(x)", size=8.5)
+    picture.box(6.4, row, 0.95, tall, COLOURS["model"], "head", size=8.5)
+    picture.box(8.1, row, 1.2, tall, COLOURS["pool"], "cross-entropy", size=8.5)
+    for start, end in ((1.45, 2.2), (3.55, 4.3), (5.65, 6.4), (7.35, 8.1)):
+        picture.arrow((start, row + tall / 2), (end, row + tall / 2))
+    picture.box(3.1, 2.36, 1.75, 0.4, COLOURS["noise"], "z ~ N(0, I)", size=8)
+    picture.box(5.15, 2.36, 1.95, 0.4, COLOURS["noise"], "z ~ N(μ, σ) of the class", size=8)
+    picture.arrow((4.2, 2.36), (4.8, row + tall))
+    picture.arrow((5.9, 2.36), (5.2, row + tall))
+    picture.text(3.0, 2.56, "CLIP-Refine: of the pair", size=7.5, colour=MUTED, ha="right")
+    picture.text(7.2, 2.56, "AdaRand: μ follows and spreads", size=7.5, colour=MUTED, ha="left")
+    picture.box(0.3, 0.42, 1.15, tall, COLOURS["other"], "generator G", size=8.5)
+    picture.arrow((0.87, 0.42 + tall), (0.87, row))
+    picture.text(1.0, 1.18, "samples", size=7.5, colour=MUTED, ha="left")
+    picture.box(2.2, 0.42, 3.45, tall, COLOURS["text"], "g(T(x)) near g(x)", size=8.5)
+    picture.arrow((4.97, row), (4.97, 0.42 + tall))
+    picture.text(3.92, 0.25, "MGR: on samples, for the extractor alone", size=7.5, colour=MUTED)
+    picture.box(6.4, 0.42, 2.9, tall, COLOURS["text"], "p(T(x)) near sharpened p(x)", size=8.5)
+    picture.arrow((6.87, row), (6.87, 0.42 + tall))
+    picture.text(7.85, 0.25, "P-SSL; PP trains on samples first", size=7.5, colour=MUTED)
+    picture.save("representation")
+
+
 DRAWINGS = {
     draw.__name__: draw
     for draw in (
         *(red, parallel_icl, contrastive, vocabularies, rewards, concepts),
-        *(tickets, symmetry),
+        *(tickets, symmetry, representation),
     )
 }
 

@@ -3,7 +3,7 @@
 python docs/figures/measured.py                 # writes docs/figures/*_measured.png
 python docs/figures/measured.py symmetry        # only this
 
-`tickets` takes a minute and a half, `symmetry` twenty seconds.
+`tickets` takes a minute and a half, `symmetry` and `representation` twenty seconds.
 """
 
 import statistics
@@ -17,10 +17,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from evals.benchmarks import tickets_digits
+from evals.benchmarks import representation_clip, tickets_digits
 from evals.benchmarks.symmetry_digits import trained
 from evals.benchmarks.tickets_digits import Batches, digits, mlp
 from infer_kit.canvas import canvas, saved
+from infer_kit.training.representation import modality_figure
 from infer_kit.training.symmetry import (
     LinearTrajectory,
     Transfer,
@@ -206,7 +207,18 @@ def _digits(
     return Measured(statistics.mean(accuracies), statistics.stdev(accuracies), bits)
 
 
-FIGURES = {"tickets": tickets, "symmetry": symmetry}
+def representation() -> None:
+    """Features of pictures and captions, by way of refining."""
+
+    shown = ("start", "contrastive", "HyCD + align", "CLIP-Refine")
+    found = {
+        way: representation_clip.features(representation_clip.refined(way, 0)) for way in shown
+    }
+    figure = modality_figure(found)
+    print("wrote", saved(figure, HERE / "representation_measured.png"))
+
+
+FIGURES = {"tickets": tickets, "symmetry": symmetry, "representation": representation}
 
 
 def main() -> None:

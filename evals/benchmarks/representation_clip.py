@@ -63,7 +63,7 @@ class Refining:
         return measured(model)
 
 
-def refined(way: str, seed: int, epochs: int, lr: float, batch: int) -> Any:
+def refined(way: str, seed: int, epochs: int = 4, lr: float = 3e-4, batch: int = 128) -> Any:
     """The model after refining."""
     model, processor = clip.load()
     config = WAYS[way]
@@ -119,13 +119,18 @@ class Bottleneck:
 
 
 @torch.no_grad()
+def features(model: Any) -> tuple[Tensor, Tensor]:
+    """Of held-out pictures and a caption of each."""
+    pixels, texts = _pairs(_tested(), clip.load()[1], np.random.default_rng(8))
+    a = model.get_image_features(pixel_values=pixels).pooler_output
+    return a, model.get_text_features(**texts).pooler_output
+
+
+@torch.no_grad()
 def measured(model: Any) -> dict[str, float]:
     """Figures on held-out pictures, accuracies and recalls in percent."""
-    processor = clip.load()[1]
-    some = boards(TESTED, np.random.default_rng(7), held_out=True)
-    pixels, texts = _pairs(some, processor, np.random.default_rng(8))
-    a = model.get_image_features(pixel_values=pixels).pooler_output
-    b = model.get_text_features(**texts).pooler_output
+    some, processor = _tested(), clip.load()[1]
+    a, b = features(model)
     named = processor.tokenizer([f"a photo of a {c}" for c in CLASSES], return_tensors="pt")
     classes = model.get_text_features(**named).pooler_output
     unit = torch.nn.functional.normalize
@@ -143,6 +148,10 @@ def measured(model: Any) -> dict[str, float]:
         "1000 gap/d": report.gap_as_printed,
         "uniformity, no log": report.uniformity_as_printed,
     }
+
+
+def _tested() -> Boards:
+    return boards(TESTED, np.random.default_rng(7), held_out=True)
 
 
 def caption(cells: np.ndarray, rng: np.random.Generator) -> str:

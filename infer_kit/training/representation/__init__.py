@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from infer_kit.training.representation.diffusers_generator import (
         DiffusersGenerator as DiffusersGenerator,
     )
+    from infer_kit.training.representation.figures import modality_figure as modality_figure
     from infer_kit.training.representation.gaussian_prior import (
         ClassGaussianPrior as ClassGaussianPrior,
     )
@@ -130,6 +131,7 @@ _HOME = {
     "hypergradient": "meta_sampling",
     "measure_clip": "clip_report",
     "mgr_step": "mgr",
+    "modality_figure": "figures",
     "modality_gap": "modality",
     "mps_step": "meta_sampling",
     "natural_similarity": "clip_losses",

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from infer_kit.errors import InferKitError
-from infer_kit.training.representation.generators import (
-    Generator,
-)
+from infer_kit.training.representation.generators import Generator
 from infer_kit.training.representation.pseudo_samples import (
     Mode,
     Normalise,
