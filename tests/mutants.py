@@ -29,6 +29,7 @@ from tests.faults_of_evaluation import EVALUATION_MUTANTS
 from tests.faults_of_explanation import EXPLANATION_MUTANTS
 from tests.faults_of_harness import HARNESS_MUTANTS
 from tests.faults_of_methods import METHOD_MUTANTS
+from tests.faults_of_representation import REPRESENTATION_MUTANTS
 from tests.faults_of_rewards import REWARD_MUTANTS
 from tests.faults_of_symmetry import SYMMETRY_MUTANTS
 from tests.faults_of_tickets import TICKET_MUTANTS
@@ -46,6 +47,7 @@ MUTANTS = (
     *EXPLANATION_MUTANTS,
     *HARNESS_MUTANTS,
     *CONCEPT_MUTANTS,
+    *REPRESENTATION_MUTANTS,
     *SYMMETRY_MUTANTS,
     *TICKET_MUTANTS,
 )
