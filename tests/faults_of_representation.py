@@ -134,9 +134,9 @@ REPRESENTATION_MUTANTS = (
     ),
     _fault(
         "slopes of float32",
-        "gaussian_prior.py",
-        '    return x if x.device.type == "mps" else x.double()',
-        "    return x",
+        "feature_moments.py",
+        '    return x.float() if x.device.type == "mps" else x.double()',
+        "    return x.float()",
         PRIOR,
     ),
     _fault(
@@ -184,8 +184,8 @@ REPRESENTATION_MUTANTS = (
     _fault(
         "a resumed run begins with the first prior",
         "adarand.py",
-        '        self.adarand.prior.load_state_dict(state["prior"])',
-        "        pass",
+        '            self.adarand.prior.load_state_dict(state["prior"])',
+        "            pass",
         ADARAND,
     ),
     _fault(
@@ -330,7 +330,7 @@ REPRESENTATION_MUTANTS = (
     Mutant(
         "representation: weights of other names stay unloaded",
         "training/renamed_weights.py",
-        "        self.model.load_state_dict(loaded.state_dict())",
+        "        model.load_state_dict(loaded.state_dict())",
         "        pass",
         ("tests/training/test_renamed_weights.py",),
     ),

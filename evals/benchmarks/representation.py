@@ -69,7 +69,11 @@ class Runs:
 
     @property
     def generated(self) -> list[str]:
-        return [w for w in representation_mgr.WAYS if not (self.quick and w == "PCR + MPS")]
+        return [
+            w
+            for w in representation_mgr.WAYS
+            if not (self.quick and w == "PCR + MPS, 20 more labels a class")
+        ]
 
     @property
     def scales(self) -> list[str]:
@@ -232,7 +236,7 @@ def costs(runs: Runs) -> tuple[list[Claim], Rows]:
             rows.append(
                 {"of": f"prior, K {k}, D 2048, {variant}, ms"} | UpdateTime(k, 2048, variant).run()
             )
-    claims = [at_most("prior_slope_error_worst", max(row["error"] for row in rows), 1e-5)]
+    claims = [at_most("prior_slope_error_worst", max(row["error"] for row in rows), 2e-7)]
     rows += [
         {"of": f"hypergradient: {name}, ms", "update": value, "loop": "", "error": ""}
         for name, value in Hypergradients().run().items()

@@ -28,7 +28,7 @@ WAYS = (
     "base",
     "CE on synthetic",
     "PCR",
-    "PCR + MPS",
+    "PCR + MPS, 20 more labels a class",
     "PCR on real images",
     "CE on augmented real images",
 )
@@ -71,7 +71,7 @@ class Generative:
         source = generator(self.seed)
         augment = StrongAugment()
         finder = optimizer = None
-        if self.way == "PCR + MPS":
+        if self.way == "PCR + MPS, 20 more labels a class":
             finder = Finder(source.z_dim, residual=self.residual, seed=self.seed)
             optimizer = torch.optim.Adam(finder.parameters(), lr=1e-3)
 

@@ -34,7 +34,7 @@ class FeatureTap:
                     "The model has no Linear whose input could be the features.",
                     "Name the module whose output they are by layer=.",
                 )
-            self.name = linear[-1]
+            self.name = _adapted(modules, linear[-1])
         elif layer in modules:
             self.name = layer
         else:
@@ -83,3 +83,10 @@ class FeatureTap:
                 "Name another module by layer=.",
             )
         self._seen.append(value.flatten(1).clone())  # which what follows may work on in place
+
+
+def _adapted(modules: dict[str, nn.Module], name: str) -> str:
+    """The layer that a Linear is a part of: an adapter's, as LoRA's, works inside its layer."""
+    parts = name.split(".")
+    above = (".".join(parts[:n]) for n in range(1, len(parts)))
+    return next((at for at in above if hasattr(modules[at], "base_layer")), name)

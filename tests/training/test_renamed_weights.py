@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 from transformers.trainer_callback import PrinterCallback
 
+from infer_kit.errors import InferKitError
 from infer_kit.training.renamed_weights import RenamedWeights
 
 
@@ -25,7 +29,7 @@ def vit() -> ViTForImageClassification:
     )  # fmt: skip
 
 
-def trainer_of(folder: Path, **given: Any) -> Whole:
+def trainer_of(folder: Path, model: nn.Module | None = None, **given: Any) -> Whole:
     generator = torch.Generator().manual_seed(0)
     data = [
         {"pixel_values": torch.randn(1, 8, 8, generator=generator), "labels": n % 3}
@@ -37,7 +41,7 @@ def trainer_of(folder: Path, **given: Any) -> Whole:
         "logging_strategy": "no",
     } | given  # fmt: skip
     arguments = TrainingArguments(output_dir=str(folder), **options)
-    trainer = Whole(vit(), arguments, train_dataset=data, eval_dataset=data)
+    trainer = Whole(model or vit(), arguments, train_dataset=data, eval_dataset=data)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -49,6 +53,27 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     for name, parameter in whole.model.named_parameters():
         assert torch.equal(parameter, resumed.model.get_parameter(name)), name
+
+
+class Named(nn.Module):
+    """Of no class of transformers, whose weight has a name of one's own."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        setattr(self, name, nn.Linear(64, 3))
+
+    def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        (layer,) = self.children()
+        logits = layer(pixel_values.flatten(1))
+        return {"loss": cross_entropy(logits, labels), "logits": logits}
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    trainer_of(tmp_path, Named("first")).train()
+    with pytest.raises(InferKitError, match="is of another model: it lacks 'second.bias'"):
+        trainer_of(tmp_path, Named("second")).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-8")
+        )
 
 
 def test_the_best_model_is_loaded_whole(tmp_path: Path) -> None:

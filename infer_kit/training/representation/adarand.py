@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import Trainer
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.feature_tap import FeatureTap
 from infer_kit.training.renamed_weights import RenamedWeights
+from infer_kit.training.representation.classifiers import classifier_loss
 from infer_kit.training.representation.feature_moments import check_features, check_one_vector
 from infer_kit.training.representation.gaussian_prior import ClassGaussianPrior, GaussianPrior
 from infer_kit.training.representation.logged_parts import LoggedParts
@@ -106,8 +106,8 @@ class AdaRandMixin(RenamedWeights):
 
     The loss is the cross-entropy of the logits, or the trainer's `compute_loss_func`, and the term
     of `AdaRandLoss`; evaluation has no term. The cross-entropy that a model computes by itself is
-    not used: some, as BERT's, average over a micro-batch whatever they are told. Both parts are
-    logged, as `cross_entropy` and `adarand`.
+    not used, see `classifier_loss`. Both parts are logged, as `loss_cross_entropy` and
+    `loss_adarand`.
 
     The prior is updated once an optimizer step, with the features of all its micro-batches and of
     all processes as they were before the step: as if they were one batch. All processes begin with
@@ -156,10 +156,10 @@ class AdaRandMixin(RenamedWeights):
         FeatureTap(self.model, layer)
         self.adarand, self._layer = adarand.to(self.args.device), layer
         if self.compute_loss_func is None and self.label_smoother is None:
-            self.compute_loss_func = _classification_loss
+            self.compute_loss_func = classifier_loss
         if self.model_init is not None:
             self._start = copy.deepcopy(self.adarand.prior.state_dict())
-        self._batches = 0
+        self._batches, self._counts_steps = 0, False
         self._parts = LoggedParts()
 
     # Loss
@@ -205,8 +205,9 @@ class AdaRandMixin(RenamedWeights):
         if self.accelerator.sync_gradients:
             prior = self.adarand.prior
             if isinstance(prior, ClassGaussianPrior):
-                if prior.total_steps is None:
-                    prior.total_steps = self.state.max_steps
+                if self._counts_steps:  # those before this run, and those of it
+                    before = int(prior.steps) - self.state.global_step
+                    prior.total_steps = before + self.state.max_steps
                 prior.step()
         return loss
 
@@ -234,9 +235,16 @@ class AdaRandMixin(RenamedWeights):
         if dist.is_initialized():
             for buffer in self.adarand.buffers():
                 dist.broadcast(buffer, 0)
-        if isinstance(self.adarand.prior, ClassGaussianPrior):
-            self.adarand.prior.forget()
-        return super().train(*args, **options)  # type: ignore[misc]
+        prior = self.adarand.prior
+        if not isinstance(prior, ClassGaussianPrior):
+            return super().train(*args, **options)  # type: ignore[misc]
+        prior.forget()
+        self._counts_steps = prior.total_steps is None
+        try:
+            return super().train(*args, **options)  # type: ignore[misc]
+        finally:
+            if self._counts_steps:
+                prior.total_steps = None
 
     def _set_signature_columns_if_needed(self: Any) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
@@ -263,25 +271,15 @@ class AdaRandMixin(RenamedWeights):
                 "Begin anew from its weights, with a prior of them.",
             )
         state = torch.load(file, map_location=self.args.device, weights_only=True)
-        self.adarand.prior.load_state_dict(state["prior"])
+        try:
+            self.adarand.prior.load_state_dict(state["prior"])
+        except RuntimeError as error:
+            raise InferKitError(
+                f"The checkpoint {checkpoint!r} has another prior: {error}",
+                "Resume with a prior of the kind, classes and features that it was made with.",
+            ) from error
         self._batches = state["batches"]
 
 
 class AdaRandTrainer(AdaRandMixin, Trainer):
     """transformers' `Trainer` with AdaRand; see `AdaRandMixin` for what it takes beyond it."""
-
-
-def _classification_loss(
-    outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
-) -> Tensor:
-    """Cross-entropy, over the labels of the whole accumulated batch."""
-    logits = outputs["logits"] if isinstance(outputs, dict) else outputs
-    logits = logits[0] if isinstance(logits, tuple) else logits
-    if logits.dim() != 2 or len(logits) != len(labels):
-        raise InferKitError(
-            f"Logits are {list(logits.shape)} for {len(labels)} labels; [B, K] are expected.",
-            "Give the trainer a compute_loss_func for other outputs.",
-        )
-    if num_items_in_batch is None:
-        return cross_entropy(logits.float(), labels)
-    return cross_entropy(logits.float(), labels, reduction="sum") / num_items_in_batch

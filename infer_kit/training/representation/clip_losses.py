@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, mse_loss, normalize, softmax
 
 from infer_kit.errors import InferKitError
+from infer_kit.training.representation.classifiers import check_finite
 
 Reduction = Literal["mean", "paper"]
 Similarity = Literal["raw", "scaled_cosine"]
@@ -42,7 +43,8 @@ def rafa_loss(a: Tensor, b: Tensor, z: Tensor, reduction: Reduction = "mean") ->
         A scalar, float32 at least.
 
     Raises:
-        InferKitError: shapes that differ, no pair, or another reduction.
+        InferKitError: shapes that differ, no pair, features that are not finite, or another
+            reduction.
     """
     a, b = _pair(a, b)
     if z.shape != a.shape:
@@ -110,6 +112,7 @@ def hycd_loss(S: Tensor, S_t: Tensor | None, alpha: float = 0.5, T: float = 1.0)
         raise InferKitError(f"alpha={alpha}: a number from 0 to 1 is expected.")
     if not T > 0:
         raise InferKitError(f"T={T}: a temperature above 0 is expected.")
+    check_finite(S, "Similarities")
     S = S.to(torch.promote_types(S.dtype, torch.float32)) / T
     q1 = q2 = alpha * torch.eye(len(S), dtype=S.dtype, device=S.device)
     if alpha < 1:
@@ -119,6 +122,7 @@ def hycd_loss(S: Tensor, S_t: Tensor | None, alpha: float = 0.5, T: float = 1.0)
                 f"S_t {told}, and S is {list(S.shape)}.",
                 "The teacher has to read the same batch.",
             )
+        check_finite(S_t, "The teacher's similarities")
         S_t = S_t.detach().to(S) / T
         q1 = q1 + (1 - alpha) * softmax(S_t, 1)
         q2 = q2 + (1 - alpha) * softmax(S_t.T, 1)
@@ -158,5 +162,6 @@ def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
             "are expected.",
             "Give the features of pairs, row by row.",
         )
+    check_finite(torch.stack([a.detach(), b.detach()]), "Features")
     dtype = torch.promote_types(a.dtype, torch.float32)
     return a.to(dtype), b.to(dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
+from torch.utils.data import ConcatDataset, Subset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from infer_kit.errors import InferKitError
@@ -140,6 +142,8 @@ class CLIPRefineMixin(RenamedWeights):
                 f"refine is a {type(self.refine).__name__}; expected a CLIPRefineConfig."
             )
         _check_model(model, "model")
+        if options.get("compute_loss_func") is not None:
+            raise InferKitError("compute_loss_func would replace the loss.", "Leave it out.")
         if processor is not None:
             options.setdefault("data_collator", ImageTextCollator(model, processor))
             options.setdefault("processing_class", processor)
@@ -153,6 +157,18 @@ class CLIPRefineMixin(RenamedWeights):
         self._begin(teacher)
 
     def _begin(self: Any, teacher: Any) -> None:
+        if self.args.n_gpu > 1:
+            raise InferKitError(
+                f"One process sees {self.args.n_gpu} GPUs and would train on replicas, whose "
+                "features are not put together.",
+                "Start it with torchrun or accelerate launch, or make one GPU visible.",
+            )
+        if self.args.label_smoothing_factor:
+            raise InferKitError(
+                f"label_smoothing_factor is {self.args.label_smoothing_factor}; HyCD has no "
+                "smoothing.",
+                "CLIPRefineConfig(alpha=...) softens the targets by the teacher's.",
+            )
         for name in ("logit_scale", "logit_bias"):
             if isinstance(parameter := getattr(self.model, name, None), Tensor):
                 parameter.requires_grad_(False)
@@ -176,8 +192,7 @@ class CLIPRefineMixin(RenamedWeights):
         self.product_of_norms: float | None = None
         self._parts = LoggedParts()
         self._micro = 0
-        if isinstance(self.train_dataset, CaptionedImages):
-            self.add_callback(_Epochs(self.train_dataset))
+        self.add_callback(_Epochs(list(_captioned(self.train_dataset))))
 
     # Loss
 
@@ -230,12 +245,17 @@ class CLIPRefineMixin(RenamedWeights):
         return (rafa_loss(a, a, z, reduction) + rafa_loss(b, b, other, reduction)) / 2
 
     def _similarities(self: Any, model: Any, a: Tensor, b: Tensor) -> Tensor:
-        scale = self.accelerator.unwrap_model(model).logit_scale.detach().float().exp()
+        """Of the features of all processes, so that all decide alike where it is to be decided."""
+        scale = self._scale(model)
         if self.similarity is None:
             self.similarity, self.product_of_norms = natural_similarity(
                 a.detach(), b.detach(), float(scale)
             )
         return similarities(a, b, self.similarity, scale)
+
+    def _scale(self: Any, model: Any) -> Tensor:
+        scale: Tensor = self.accelerator.unwrap_model(model).logit_scale.detach().float().exp()
+        return scale
 
     def train(self: Any, *args: Any, **options: Any) -> Any:
         """As the trainer's.
@@ -284,11 +304,15 @@ class CLIPRefineMixin(RenamedWeights):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Tensor | None]:
-        """The contrastive loss of a batch, and its features."""
+        """The contrastive loss of a batch by the model's own logits, and its features.
+
+        These are scaled cosines whatever the training's similarities are, so that runs compare.
+        """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             a, b = features_of_pairs(model, inputs)
-        loss = contrastive_loss(self._similarities(model, a.float(), b.float()))
+        cosines = similarities(a.float(), b.float(), "scaled_cosine", self._scale(model))
+        loss = contrastive_loss(cosines)
         if prediction_loss_only:
             return loss, None, None
         # Labels have no meaning here, but without them a trainer computes no metrics.
@@ -315,8 +339,9 @@ class CLIPRefineTrainer(CLIPRefineMixin, Trainer):
     >>> trainer.save_model("refined")
 
     Source: Yamaguchi et al., CVPR 2025, arXiv 2504.12717. Differs: similarities are scaled cosines
-    where raw products are not on the scale of the model's logits; the contrastive loss is on
-    normalised features; the logit scale is neither trained nor decayed.
+    where raw products are not on the scale of the model's logits; with alpha = 1 S is what it is
+    otherwise, where the published contrastive baseline multiplies raw products by 100; the logit
+    scale is neither trained nor decayed.
     """
 
 
@@ -341,11 +366,23 @@ def refine_arguments(output_dir: str | Path, **given: Any) -> TrainingArguments:
 class _Epochs(TrainerCallback):
     """Tells the data which epoch it is: they draw a caption of each image anew."""
 
-    def __init__(self, data: CaptionedImages) -> None:
+    def __init__(self, data: list[CaptionedImages]) -> None:
         self.data = data
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.data.set_epoch(int(state.epoch))
+        for one in self.data:
+            one.set_epoch(int(state.epoch))
+
+
+def _captioned(data: Any) -> Iterator[CaptionedImages]:
+    """Those in a dataset, be it a part of them or several."""
+    if isinstance(data, CaptionedImages):
+        yield data
+    elif isinstance(data, Subset):
+        yield from _captioned(data.dataset)
+    elif isinstance(data, ConcatDataset):
+        for one in data.datasets:
+            yield from _captioned(one)
 
 
 def _metrics(prediction: Any) -> dict[str, Any]:
@@ -389,8 +426,8 @@ def _check_same_inputs(model: Any, teacher: Any) -> None:
     """A teacher reads the student's batches, and says as many numbers."""
     for part, names in {
         "vision_config": ("image_size", "patch_size"),
-        "text_config": ("vocab_size", "max_position_embeddings"),
-        "": ("projection_dim",),
+        "text_config": ("vocab_size", "max_position_embeddings", "projection_size"),
+        "": ("projection_dim",),  # of CLIP; SigLIP has the texts' projection_size
     }.items():
         for name in names:
             own, others = (

@@ -24,6 +24,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.feature_tap import FeatureTap
+from infer_kit.training.representation.classifiers import check_finite
 from infer_kit.training.symmetry.calling import called_with
 from infer_kit.training.symmetry.placed import Placed
 
@@ -44,7 +45,7 @@ def pcr_loss(augmented: Tensor, plain: Tensor, reduction: Reduction = "mean") ->
         A tensor with one number.
 
     Raises:
-        InferKitError: features of other shapes; an unknown reduction.
+        InferKitError: features of other shapes, or not finite; an unknown reduction.
     """
     if augmented.shape != plain.shape or plain.dim() != 2 or not plain.numel():
         raise InferKitError(
@@ -54,6 +55,7 @@ def pcr_loss(augmented: Tensor, plain: Tensor, reduction: Reduction = "mean") ->
         )
     if reduction not in ("mean", "sum"):
         raise InferKitError(f"reduction={reduction!r}: 'mean' or 'sum' is expected.")
+    check_finite(torch.stack([augmented.detach(), plain.detach()]), "Features")
     wide = torch.promote_types(plain.dtype, torch.float32)
     squares = (augmented.to(wide) - plain.to(wide)).square()
     return squares.mean() if reduction == "mean" else squares.sum(1).mean()

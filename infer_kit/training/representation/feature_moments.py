@@ -16,10 +16,14 @@ from infer_kit.training.symmetry.placed import moved
 
 
 class ClassMoments:
-    """Count, mean and squared deviations of each class, batch by batch (Chan et al., 1983)."""
+    """Count, mean and squared deviations of each class, batch by batch (Chan et al., 1983).
+
+    Summed in float64: of many examples float32 loses digits.
+    """
 
     def __init__(self, n_classes: int) -> None:
         self.n_classes = n_classes
+        self.dtype = torch.float32
         self.n: Any = 0.0
         self.mean: Any = 0.0
         self.squares: Any = 0.0
@@ -31,13 +35,8 @@ class ClassMoments:
         y = check_labels(labels, self.n_classes).to(features.device)
         D = self.mean.shape[1] if isinstance(self.mean, Tensor) else None
         check_features(features, len(y), D)
-        if not bool(features.isfinite().all()):
-            bad = int((~features.isfinite().all(1)).sum())
-            raise InferKitError(
-                f"Features of {bad} of {len(features)} examples have numbers that are not finite.",
-                "Look at the model's inputs, or run it in float32.",
-            )
-        x = features.detach().to(torch.promote_types(features.dtype, torch.float32))
+        self.dtype = torch.promote_types(features.dtype, torch.float32)
+        x = precise(features.detach())
 
         def sums(values: Tensor) -> Tensor:
             return values.new_zeros(self.n_classes, values.shape[1]).index_add_(0, y, values)
@@ -50,7 +49,8 @@ class ClassMoments:
         self.mean, self.n = self.mean + off * share, total
 
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
-        """`[K, D]` both; refused where a class has no example."""
+        """`[K, D]` both, in the features' dtype, float32 at least; refused where a class has no
+        example."""
         n = self.n
         missing = (n[:, 0] == 0).nonzero()[:, 0].tolist()
         if missing:
@@ -69,7 +69,7 @@ class ClassMoments:
             )
         pooled = self.squares.sum(0, keepdim=True) / inside
         variance = torch.where(n > 1, self.squares / (n - 1).clamp(min=1), pooled)
-        return self.mean, variance.sqrt()
+        return self.mean.to(self.dtype), variance.sqrt().to(self.dtype)
 
 
 def moments_of(
@@ -132,6 +132,21 @@ def check_features(features: Tensor, n: int, n_features: int | None) -> None:
             f"Features are {list(features.shape)} of {features.dtype}, with {n} labels; floating "
             f"ones [{n}, {D}] are expected."
         )
+    if not bool(features.detach().isfinite().all()):
+        wrong = int((~features.detach().isfinite().all(1)).sum())
+        raise InferKitError(
+            f"Features of {wrong} of {n} examples have numbers that are not finite.",
+            "Lower the learning rate or lam, or look for inputs that are not finite.",
+        )
+
+
+def precise(x: Tensor) -> Tensor:
+    """In float64, where the device has it.
+
+    Adam's first steps are the rate times the sign of the slope: where a slope is next to 0, what
+    float32 rounds away is a step.
+    """
+    return x.float() if x.device.type == "mps" else x.double()
 
 
 def check_labels(y: Tensor, n_classes: int) -> Tensor:

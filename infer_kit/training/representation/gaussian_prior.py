@@ -18,6 +18,7 @@ from infer_kit.training.representation.feature_moments import (
     check_features,
     check_labels,
     moments_of,
+    precise,
 )
 
 VARIANTS = ("paper", "code")
@@ -261,7 +262,7 @@ class ClassGaussianPrior(_Gaussian):
         """
         variant = self.variant if variant is None else variant
         _check_variant(variant)
-        return objective(_precise(self.mu), _precise(self.m), variant).to(self.mu.dtype)
+        return objective(precise(self.mu), precise(self.m), variant).to(self.mu.dtype)
 
     def update(self, features: Tensor, y: Tensor) -> None:
         """After a step: m of the classes that are there, and a step of mu.
@@ -292,7 +293,7 @@ class ClassGaussianPrior(_Gaussian):
         """The update of all that was given to `accumulate` since the last one.
 
         Raises:
-            InferKitError: that was nothing, or not finite.
+            InferKitError: that was nothing.
         """
         if not self.adapt:
             return
@@ -307,17 +308,12 @@ class ClassGaussianPrior(_Gaussian):
                 "The prior has no features to follow since its last step.",
                 "Call accumulate(features, y) before step(), or update(features, y) alone.",
             )
-        if not bool(sums.isfinite().all()):
-            raise InferKitError(
-                "Features have numbers that are not finite, which the prior cannot follow.",
-                "Lower the learning rate or lam; the prior is as it was before.",
-            )
         mean = sums / counts.clamp(min=1)[:, None]
-        m = _precise(self.m)
+        m = precise(self.m)
         m = torch.where(counts[:, None] > 0, self.alpha * m + (1 - self.alpha) * mean, m)
         self.m.copy_(m)
         with torch.enable_grad():
-            mu = _precise(self.mu).detach().requires_grad_()
+            mu = precise(self.mu).detach().requires_grad_()
             A = objective(mu, m, self.variant)
             slope = torch.autograd.grad(A, mu)[0].to(self.mu.dtype)
         adam(
@@ -332,7 +328,7 @@ class ClassGaussianPrior(_Gaussian):
 
     def _empty(self) -> tuple[Tensor, Tensor]:
         counts = torch.zeros(len(self.mu), dtype=torch.int64, device=self.mu.device)
-        return torch.zeros_like(_precise(self.mu)), counts
+        return torch.zeros_like(precise(self.mu)), counts
 
     def _rate(self) -> float:
         t = min(1.0, int(self.steps) / self.total_steps) if self.total_steps else 0.0
@@ -359,15 +355,6 @@ def objective(mu: Tensor, m: Tensor, variant: str) -> Tensor:
     gram = u @ u.T if K <= D else u.T @ u  # of one Frobenius norm; the smaller is taken
     between = (gram.square().sum() - u.square().sum(1).square().sum()) / (K * (K - 1))
     return (follows - 1).square().mean() + between
-
-
-def _precise(x: Tensor) -> Tensor:
-    """In float64, where the device has it.
-
-    Adam's first steps are the rate times the sign of the slope: where a slope is next to 0, what
-    float32 rounds away is a step.
-    """
-    return x if x.device.type == "mps" else x.double()
 
 
 def _directions(x: Tensor) -> Tensor:

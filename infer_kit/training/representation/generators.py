@@ -66,8 +66,9 @@ def mixture_of(y: Tensor, n_classes: int) -> Tensor:
                 f"Probabilities are {list(y.shape)}, and the generator has {n_classes} classes.",
                 f"Give [B, {n_classes}]: those of a classifier of the generator's classes.",
             )
-        total = y.detach().sum(1)
-        if not bool((y.detach() >= 0).all()) or not bool(((total - 1).abs() < 1e-3).all()):
+        total = y.detach().to(torch.promote_types(y.dtype, torch.float32)).sum(1)
+        off = max(1e-3, 2 * torch.finfo(y.dtype).eps)
+        if not bool((y.detach() >= 0).all()) or not bool(((total - 1).abs() < off).all()):
             raise InferKitError(
                 "A row of y has numbers below 0, or does not sum to 1.", "Give a softmax."
             )

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from infer_kit.dual_encoder import DualEncoder
 from infer_kit.errors import InferKitError
 from infer_kit.images import open_image
+from infer_kit.training.representation.classifiers import check_finite
 
 IMAGE, TEXT = "image", "text"
 
@@ -41,7 +42,10 @@ class CaptionedImages(Dataset[dict[str, Any]]):
                 f"{len(images)} images and {len(captions)} captions are given.",
                 "Give each image a caption, or a list of them.",
             )
-        self.images, self.seed, self.epoch = images, seed, 0
+        self.images, self.seed = images, seed
+        self._epoch = torch.zeros(
+            (), dtype=torch.int64
+        ).share_memory_()  # seen by workers that stay
         self.captions = [[own] if isinstance(own, str) else list(own) for own in captions]
         for n, own in enumerate(self.captions):
             if not own or not all(isinstance(text, str) and text.strip() for text in own):
@@ -49,7 +53,12 @@ class CaptionedImages(Dataset[dict[str, Any]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Draw anew; the trainer calls it."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
+
+    @property
+    def epoch(self) -> int:
+        """Of which the captions are."""
+        return int(self._epoch)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -102,11 +111,7 @@ def features_of_pairs(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Te
             "Give a CLIP or SigLIP model of transformers.",
         ) from error
     for raw, unit, what in zip((a, b), units, ("image", "text"), strict=True):
-        if not bool(torch.isfinite(raw).all()):
-            raise InferKitError(
-                f"The {what} features are not finite.",
-                "Lower the learning rate, or look for inputs that are not finite.",
-            )
+        check_finite(raw, f"The {what} features")
         # Some models project after this place, or share a part of the space only.
         if raw.shape != unit.shape or not torch.allclose(
             normalize(raw.detach(), dim=1), unit.detach().to(raw), atol=1e-2

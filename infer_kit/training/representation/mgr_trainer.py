@@ -16,6 +16,7 @@ from transformers import Trainer
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.renamed_weights import RenamedWeights
+from infer_kit.training.representation.classifiers import IGNORED, classifier_loss
 from infer_kit.training.representation.consistency import FeatureConsistency
 from infer_kit.training.representation.generators import Generator, check_generator
 from infer_kit.training.representation.logged_parts import LoggedParts
@@ -68,8 +69,9 @@ class MGRConfig:
 class MGRMixin(RenamedWeights):
     """Adds PCR on samples of a generator to the loss; to be named before a trainer's class.
 
-    The loss of training is that of the trainer and lam times PCR; over accumulated batches both
-    are means over the whole step. Evaluation has the trainer's loss alone. Logged beside "loss":
+    The loss of training is the cross-entropy of the logits, or the trainer's `compute_loss_func`,
+    and lam times PCR; over accumulated batches and processes both are means over the whole step.
+    Evaluation has the first alone. Logged beside "loss":
     "loss_cross_entropy", "loss_pcr" and, with a finder, "loss_finder_validation" at theta'; means
     over the steps since the last log and over processes.
 
@@ -148,6 +150,8 @@ class MGRMixin(RenamedWeights):
                 "DeepSpeed, FSDP and DataParallel leave no whole model to run the samples through.",
                 "Use DistributedDataParallel, one process for each device.",
             )
+        if self.compute_loss_func is None and self.label_smoother is None:
+            self.compute_loss_func = classifier_loss
         device = self.args.device
         if isinstance(self.generator, nn.Module):
             self.generator.to(device)
@@ -214,7 +218,7 @@ class MGRMixin(RenamedWeights):
         # The trainer divides a mean of the batch by the batches of the step. Otherwise its loss is
         # the batch's share of the step's: so has this one to be.
         if num_items_in_batch is not None:
-            share = labels.ne(-100).sum() / num_items_in_batch
+            share = labels.ne(IGNORED).sum() / num_items_in_batch
             if self.args.average_tokens_across_devices:
                 share = share * self.accelerator.num_processes
             pcr = share * pcr

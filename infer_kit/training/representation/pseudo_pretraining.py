@@ -27,6 +27,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from infer_kit.errors import InferKitError
+from infer_kit.training.representation.classifiers import logits_of
 from infer_kit.training.representation.generators import Generator, check_generator
 from infer_kit.training.representation.seeds import seeded
 from infer_kit.training.symmetry.placed import modes
@@ -133,7 +134,8 @@ def pseudo_pretrain(
         bar.update(start)
         for step in range(start, steps):
             x, y = _samples(generator, batch, seeded(seed, rank, step), device)
-            logits = _logits(model(x if transform is None else transform(x)), generator, batch)
+            output = model(x if transform is None else transform(x))
+            logits = logits_of(output, batch, generator.n_classes)
             value = loss(logits, y)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
@@ -143,10 +145,10 @@ def pseudo_pretrain(
             right[step] = (logits.detach().argmax(1) == y).float().mean()
             last = step + 1 == steps
             if step % _LOOK_EVERY == 0 or last:
-                bar.set_postfix(loss=f"{_finite(losses[step], step):.3f}", refresh=False)
+                bar.set_postfix(loss=f"{_finite(losses[: step + 1]):.3f}", refresh=False)
             bar.update()
             if file is not None and ((step + 1) % checkpoint_every == 0 or last):
-                _finite(losses[step], step)
+                _finite(losses[: step + 1])
                 file.save(step + 1, (losses, right), device)
     return PseudoPretraining(tuple(losses.tolist()), float(right[-max(1, steps // 10) :].mean()))
 
@@ -227,23 +229,13 @@ def _samples(
         return generator.sample(z, y), y
 
 
-def _logits(output: Any, generator: Generator, batch: int) -> Tensor:
-    logits = getattr(output, "logits", output)
-    wanted = (batch, generator.n_classes)
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
-        told = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+def _finite(losses: Tensor) -> float:
+    """The last of the losses."""
+    if not isfinite(number := float(losses[-1])):
+        first = int((~losses.isfinite()).nonzero()[0])
         raise InferKitError(
-            f"The model gives {told} for {batch} samples, and the generator has "
-            f"{generator.n_classes} classes: logits {list(wanted)} are expected.",
-            "Give it a head for the source classes: new_head(model, generator.n_classes).",
+            f"The loss became {float(losses[first])} in step {first + 1}.", "Lower the rate."
         )
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _finite(loss: Tensor, step: int) -> float:
-    number = float(loss)
-    if not isfinite(number):
-        raise InferKitError(f"The loss became {number} in step {step + 1}.", "Lower the rate.")
     return number
 
 

@@ -14,12 +14,13 @@ samples tell anything of the target: `relatedness`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from infer_kit.errors import InferKitError
+from infer_kit.training.representation.classifiers import check_finite, logits_of
 from infer_kit.training.representation.generators import (
     Generator,
     check_generator,
@@ -107,6 +108,9 @@ def source_probabilities(
         for part in x_target.split(batch):
             output = classifier(to_source(moved(part, classifier)))
             logits = logits_of(output, len(part), generator.n_classes, "the source classifier")
+            check_finite(
+                logits, "Logits of the source classifier", "Is the input normalised for it?"
+            )
             rows.append(logits.softmax(1))
     return torch.cat(rows)
 
@@ -165,26 +169,6 @@ class PseudoSampler:
         p = self.probabilities[index.to(self.probabilities.device)]
         x = _sampled(self.generator, p, self.mode, rng)
         return x if self.transform is None else self.transform(x)
-
-
-def logits_of(output: Any, n: int, n_classes: int | None, whose: str) -> Tensor:
-    """`[n, K]` of an output, float32 at least, checked."""
-    logits = getattr(output, "logits", output)
-    if (
-        not isinstance(logits, Tensor)
-        or logits.dim() != 2
-        or len(logits) != n
-        or n_classes not in (None, logits.shape[1])
-    ):
-        told = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InferKitError(
-            f"{whose[0].upper()}{whose[1:]} gives {told} for {n} examples; logits "
-            f"[{n}, {n_classes or 'K'}] are expected"
-            + (", one for each class of the generator." if n_classes else "."),
-        )
-    if not bool(logits.isfinite().all()):
-        raise InferKitError(f"Logits of {whose} are not finite.", "Is the input normalised for it?")
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @torch.no_grad()

@@ -11,12 +11,10 @@ from transformers import Trainer
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.renamed_weights import RenamedWeights
+from infer_kit.training.representation.classifiers import IGNORED
 from infer_kit.training.representation.logged_parts import LoggedParts
 from infer_kit.training.representation.seeds import seeded
-from infer_kit.training.representation.semi_supervised import (
-    IGNORED,
-    PseudoSemiSupervised,
-)
+from infer_kit.training.representation.semi_supervised import PseudoSemiSupervised
 
 
 class PSSLMixin(RenamedWeights):
@@ -25,7 +23,7 @@ class PSSLMixin(RenamedWeights):
     What is drawn in a step follows from the run's seed, the process and the number of the step, so
     that a run that is resumed draws what it would have drawn, and there is no state to save.
     Evaluation has the model's plain loss. Logged are loss_supervised, loss_unlabelled (without
-    weight and ramp) and loss_kept, the share of pseudo samples that count, of the first process.
+    weight and ramp) and loss_kept, the share of pseudo samples that count.
     """
 
     # `compute_loss` divides by the labels of all batches that gradients are accumulated over.
@@ -93,7 +91,8 @@ class PSSLMixin(RenamedWeights):
             A scalar, or that and `{"logits": [B, K]}` of the labelled images.
         """
         if not self.model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+            # Without the count: not every model's forward takes it.
+            return super().compute_loss(model, inputs, return_outputs)  # type: ignore[misc]
         x, y, call = _parts_of(inputs)
         rng = self._generator()
         said = self.pssl(model, x, y, self.state.global_step, self.state.max_steps, rng, call)

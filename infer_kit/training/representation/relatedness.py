@@ -11,16 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from infer_kit.errors import InferKitError
+from infer_kit.training.representation.classifiers import logits_of
 from infer_kit.training.representation.generators import Generator
 from infer_kit.training.representation.pseudo_samples import (
     Mode,
     Normalise,
     PseudoSampler,
-    logits_of,
     source_probabilities,
 )
 from infer_kit.training.symmetry.calling import evaluating
 from infer_kit.training.symmetry.placed import moved
+
+_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -150,25 +152,25 @@ def relatedness_report(
     rng = torch.Generator().manual_seed(seed)
     p = source_probabilities(classifier, x_target, generator, normalise=normalise)
     index = torch.arange(len(p)).repeat_interleave(draws)
-    x = PseudoSampler(generator, p, mode, transform=transform).of(index, rng)
-    again = source_probabilities(classifier, x, generator, normalise=normalise)
+    sampler = PseudoSampler(generator, p, mode, transform=transform)
+    again, said = [], []
     with evaluating(model):
-        said, own = (
-            torch.cat([_target_probabilities(model, part) for part in examples.split(256)])
-            for examples in (x, x_target)
-        )
-    mean = p.mean(0)
-    classes = said.argmax(1), own.argmax(1).repeat_interleave(draws)
+        own = torch.cat([_target_probabilities(model, part) for part in x_target.split(_CHUNK)])
+        for part in index.split(_CHUNK):
+            x = sampler.of(part, rng)
+            again.append(source_probabilities(classifier, x, generator, normalise=normalise))
+            said.append(_target_probabilities(model, x))
+    mean, sure = p.mean(0), torch.cat(said)
+    classes = sure.argmax(1), own.argmax(1).repeat_interleave(draws)
+    same = torch.cat(again).argmax(1) == p.argmax(1).repeat_interleave(draws)
     return RelatednessReport(
         confidence=float(p.amax(1).mean()),
         coverage=float(torch.special.entr(mean).sum()) / log(max(2, len(mean))),
-        faithfulness=float(
-            (again.argmax(1) == p.argmax(1).repeat_interleave(draws)).float().mean()
-        ),
-        mask_rate=float((said.amax(1) >= mask).float().mean()),
-        agreement=_kappa(*classes, said.shape[1]),
+        faithfulness=float(same.float().mean()),
+        mask_rate=float((sure.amax(1) >= mask).float().mean()),
+        agreement=_kappa(*classes, sure.shape[1]),
         examples=len(p),
-        samples=len(x),
+        samples=len(index),
         thresholds=Thresholds() if thresholds is None else thresholds,
     )
 

@@ -20,10 +20,15 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.nn.functional import kl_div, log_softmax
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.feature_tap import FeatureTap
+from infer_kit.training.representation.classifiers import (
+    check_finite,
+    logits_of,
+    mean_cross_entropy,
+)
 from infer_kit.training.representation.consistency import FeatureConsistency
 from infer_kit.training.representation.pseudo_samples import (
     PseudoSampler,
@@ -31,8 +36,6 @@ from infer_kit.training.representation.pseudo_samples import (
 from infer_kit.training.representation.relatedness import RelatednessReport
 
 Consistency = Literal["uda", "features"]
-IGNORED = -100
-"""A label that counts for nothing."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class UDALoss:
             A tensor with one number: the mean over all B, in nats; float32 at least.
 
         Raises:
-            InferKitError: logits of other shapes.
+            InferKitError: logits of other shapes, or not finite.
         """
         if weak.shape != strong.shape or weak.dim() != 2 or not weak.numel():
             raise InferKitError(
@@ -76,6 +79,7 @@ class UDALoss:
             )
         wide = torch.promote_types(weak.dtype, torch.float32)
         weak, strong = weak.detach().to(wide), strong.to(wide)
+        check_finite(torch.stack([weak, strong]), "Logits")
         target = log_softmax(weak / self.temperature, 1)  # which is sharpen(softmax(weak), T)
         kl = kl_div(log_softmax(strong, 1), target, reduction="none", log_target=True).sum(1)
         return (self.kept(weak) * kl).mean()
@@ -132,8 +136,9 @@ class PseudoSemiSupervised:
     forward for a backward. What the model says of plain pseudo samples is a target of UDA, without
     a gradient.
 
-    Compare with pseudo = the labelled images themselves, consistency="features": on toys of digits
-    that gained more than any pseudo samples, as the augmentation does most of it.
+    Compare with pseudo = the labelled images themselves, consistency="features",
+    allow_unrelated=True: on toys of digits that gained more than any pseudo samples, as the
+    augmentation does most of it.
 
     Nothing is synchronised between processes: each has its own pseudo samples, and gradients are
     averaged as always; give each process another `rng`.
@@ -230,9 +235,8 @@ class PseudoSemiSupervised:
         sizes = [len(x), len(plain), len(plain)]
         batch = torch.cat([x, plain, self.features.augment(plain, rng)])
         logits, features = self._through(model, batch, call)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         labelled, weak, strong = logits.split(sizes)
-        supervised = cross_entropy(labelled, y, ignore_index=IGNORED)
+        supervised = mean_cross_entropy(labelled, y)
         if features is None:
             unlabelled, kept = self.uda(weak, strong), self.uda.kept(weak).float().mean()
         else:
@@ -262,8 +266,4 @@ class PseudoSemiSupervised:
             with FeatureTap(inner, self.features.layer) as tap:
                 output = model(batch) if call is None else call(model, batch)
                 features = tap.take()
-        logits = getattr(output, "logits", output)
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(batch):
-            told = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise InferKitError(f"The model gives {told} for {len(batch)} examples, no [B, K].")
-        return logits, features
+        return logits_of(output, len(batch)), features

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
@@ -178,7 +180,31 @@ def test_steps_are_those_of_a_loop_of_ones_own(trainer_of: Any, family: str) -> 
     # The collator reads ahead; what was trained on are the first four.
     assert farthest(weights(own), weights(trainer.model)) < 1e-5
     assert farthest(weights(prior), weights(trainer.adarand.prior)) < 1e-4
-    assert trainer.adarand.prior.total_steps == 4
+    assert trainer.adarand.prior.total_steps is None  # the next run has its own
+
+
+def test_a_second_run_has_a_rate_of_its_own(trainer_of: Any) -> None:
+    """With a new model each begins anew; with one model the steps of both are counted."""
+    rates: list[float] = []
+
+    class Seen(TrainerCallback):
+        def __init__(self, prior: ClassGaussianPrior) -> None:
+            self.prior = prior
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            rates.append(self.prior._rate())
+
+    for given, ends in (({"model_init": lambda: vit()}, (1.0, 1.0)), ({}, (1.0, 1.0))):
+        prior, found = prior_of(), []
+        trainer = trainer_of(AdaRandLoss(prior), **given)
+        trainer.add_callback(Seen(prior))
+        for steps in (2, 6):
+            rates.clear()
+            trainer.args.max_steps = steps
+            trainer.train()
+            found.append(rates[-1] / (prior.lr * math.cos(7 * math.pi / 16)))
+            assert len(rates) == steps and rates[0] > rates[-1]
+        assert found == pytest.approx(ends)
 
 
 @pytest.mark.parametrize("family", ["vit", "bert"])
@@ -297,6 +323,15 @@ def test_a_checkpoint_without_a_prior_is_refused(trainer_of: Any, tmp_path: Path
     plain.train()
     with pytest.raises(InferKitError, match="has no adarand.pt"):
         trainer_of().train(resume_from_checkpoint=str(tmp_path / "p" / "checkpoint-2"))
+
+
+def test_a_checkpoint_of_another_prior_is_refused(trainer_of: Any, tmp_path: Path) -> None:
+    trainer_of(folder=tmp_path / "p", save_strategy="steps", save_steps=2, max_steps=2).train()
+    for prior in (GaussianPrior.standard(8), prior_of(9)):
+        with pytest.raises(InferKitError, match="has another prior: "):
+            trainer_of(AdaRandLoss(prior), folder=tmp_path / "p").train(
+                resume_from_checkpoint=str(tmp_path / "p" / "checkpoint-2")
+            )
 
 
 def test_with_model_init_each_call_begins_anew(trainer_of: Any) -> None:

@@ -15,7 +15,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax, mse_loss, normalize, softmax
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss, normalize, softmax
+from torch.utils.data import ConcatDataset, Subset
 from transformers import AutoModel, CLIPModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
@@ -209,6 +210,50 @@ def test_the_trainer_says_which_epoch_it_is(clip: Path, tmp_path: Path) -> None:
     assert seen == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_captions_are_drawn_anew_of_parts_of_the_data_too(
+    clip: Path, tmp_path: Path, workers: int
+) -> None:
+    """A split, with workers that stay from one epoch to the next."""
+    data = pairs(16)
+    parts = ConcatDataset([Subset(data, range(8)), Subset(data, range(8, 16))])
+    args = {"dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0,
+            "num_train_epochs": 3}  # fmt: skip
+    trainer = trainer_of(clip, tmp_path, train_dataset=parts, args=args)
+    collate, rows = trainer.data_collator, []
+
+    def kept(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return collate(examples) | {"texts": [example["text"] for example in examples]}
+
+    trainer.data_collator = kept
+    compute = trainer.compute_loss
+
+    def seen(model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
+        rows.append(inputs.pop("texts"))
+        return compute(model, inputs, *args, **options)
+
+    trainer.compute_loss = seen
+    trainer.similarity = "raw"  # so that no batch is read to decide
+    trainer.train()
+    epochs = [sorted(rows[n] + rows[n + 1]) for n in (0, 2, 4)]
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_evaluation_decides_nothing_and_is_of_the_models_own_logits(
+    saved: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_of(saved, tmp_path, eval_dataset=pairs(8, seed=1))
+    model = trainer.model.eval()
+    found = trainer.evaluate()["eval_loss"]
+    assert trainer.similarity is None
+    with torch.no_grad():
+        a, b = features(model, next(iter(trainer.get_eval_dataloader())))
+        S = model.logit_scale.exp() * normalize(a, dim=1) @ normalize(b, dim=1).T
+        pair = torch.arange(len(S))
+        wanted = (cross_entropy(S, pair) + cross_entropy(S.T, pair)) / 2
+    assert found == pytest.approx(float(wanted), rel=1e-5)
+
+
 def _rank(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {
@@ -279,12 +324,21 @@ def test_what_cannot_work_is_refused(clip: Path, tmp_path: Path) -> None:
         trainer_of(clip, tmp_path, teacher=CLIPModel(other))
     with pytest.raises(InferKitError, match="teacher .*has no image and text features"):
         trainer_of(clip, tmp_path, teacher=nn.Linear(2, 2))
+    siglip = AutoModel.from_pretrained(save_dual_encoder("siglip", tmp_path / "siglip"))
+    other = copy.deepcopy(siglip.config)
+    other.text_config.projection_size = 12
+    with pytest.raises(InferKitError, match="The teacher has projection_size=12, and the model"):
+        trainer_of(tmp_path / "siglip", tmp_path, teacher=type(siglip)(other))
+    with pytest.raises(InferKitError, match="compute_loss_func would replace the loss"):
+        trainer_of(clip, tmp_path, compute_loss_func=print)
+    with pytest.raises(InferKitError, match="label_smoothing_factor is 0.1"):
+        trainer_of(clip, tmp_path, args={"label_smoothing_factor": 0.1})
     with pytest.raises(InferKitError, match="model is a NoneType"):
         CLIPRefineTrainer(None, refine_arguments(tmp_path))
     broken = trainer_of(clip, tmp_path, args={"max_steps": 1})
     with torch.no_grad():
         broken.model.visual_projection.weight[0, 0] = float("nan")
-    with pytest.raises(InferKitError, match="image features are not finite"):
+    with pytest.raises(InferKitError, match="image features have numbers that are not finite"):
         broken.train()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from evals.benchmarks.representation_data import accuracy, digits, few, made, train
 from infer_kit.errors import InferKitError
 from infer_kit.training.representation import ConditionalVAE, Generator, fit_cvae
-from infer_kit.training.representation.generators import check_generator
+from infer_kit.training.representation.generators import check_generator, mixture_of
 
 
 def small(shape: tuple[int, int, int] = (2, 5, 7), seed: int = 0, **sizes: float) -> ConditionalVAE:
@@ -132,6 +132,11 @@ def test_bfloat16_is_near() -> None:
     wide, narrow = model.sample(z, y), model.bfloat16().sample(z.bfloat16(), y)
     assert narrow.dtype == torch.bfloat16
     torch.testing.assert_close(narrow.double(), wide, rtol=0.1, atol=0.1)
+    for dtype in (torch.bfloat16, torch.float16):
+        p = (4 * normal(64, 3)).to(dtype).softmax(1)  # sums to 1 as well as it can
+        assert torch.equal(mixture_of(p, 3), p)
+        with pytest.raises(InferKitError, match="does not sum to 1"):
+            mixture_of(p * 1.1, 3)
 
 
 def test_what_cannot_be_is_refused() -> None:

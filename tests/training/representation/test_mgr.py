@@ -209,9 +209,22 @@ def test_a_trainer_makes_the_steps_written_out(tmp_path: Path) -> None:
     torch.testing.assert_close(weights(one), own, rtol=1e-4, atol=1e-5)
 
 
+def unnormed() -> Any:
+    """A ResNet, whose loss averages over a micro-batch whatever it is told; without batch norms."""
+    model = resnet()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.Identity())
+    return model
+
+
+@pytest.mark.parametrize("make", [lambda: vit(0.0), unnormed], ids=["vit", "resnet"])
 @pytest.mark.parametrize("accepts", [True, False])
 @pytest.mark.parametrize("found", [True, False])
-def test_accumulated_batches_are_one_large_one(tmp_path: Path, accepts: bool, found: bool) -> None:
+def test_accumulated_batches_are_one_large_one(
+    tmp_path: Path, make: Any, accepts: bool, found: bool
+) -> None:
     from infer_kit.training.representation import MGRConfig
 
     runs = []
@@ -220,7 +233,7 @@ def test_accumulated_batches_are_one_large_one(tmp_path: Path, accepts: bool, fo
         if found:
             options = {"finder": Finder(2, residual=False), "validation_dataset": Examples(6, 9)}
         one = trainer(
-            tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=times,
+            tmp_path, make(), per_device_train_batch_size=size, gradient_accumulation_steps=times,
             mgr=MGRConfig(consistency=FeatureConsistency(flipped, "sum")), generator=Constant(),
             **options,
         )  # fmt: skip
@@ -352,6 +365,20 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
             MGRConfig(**options)
 
 
+def _of_a_constant(folder: Path, **given: Any) -> Any:
+    """A run whose samples are the same whatever the batches are; some labels count for nothing."""
+    from infer_kit.training.representation import MGRConfig
+
+    data = Examples()
+    data.y[::5] = -100
+    one = trainer(
+        folder, unnormed(), generator=Constant(), train_dataset=data,
+        mgr=MGRConfig(lam=3.0, consistency=FeatureConsistency(flipped, "sum")), **given,
+    )  # fmt: skip
+    one.train()
+    return one
+
+
 def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {
@@ -369,7 +396,9 @@ def _rank(rank: int, folder: str) -> None:
     )  # fmt: skip
     assert one.args.world_size == 2
     one.train()
-    torch.save([weights(one), one.finder.state_dict(), one.state.log_history], f"{folder}/{rank}")
+    found = [weights(one), one.finder.state_dict(), one.state.log_history]
+    shared = _of_a_constant(Path(folder), per_device_train_batch_size=2, ddp_backend="gloo")
+    torch.save([*found, weights(shared), shared.state.log_history], f"{folder}/{rank}")
     os._exit(0)
 
 
@@ -386,3 +415,12 @@ def test_two_processes_hold_one_model_and_one_finder(tmp_path: Path) -> None:
     for name in ("loss_cross_entropy", "loss_pcr", "loss_finder_validation"):
         one, two = ([log[name] for log in logs[2] if name in log] for logs in (first, second))
         assert one == two and len(one) == 4
+    for size, times in ((4, 1), (2, 2)):
+        alone = _of_a_constant(
+            tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=times
+        )
+        torch.testing.assert_close(first[3], weights(alone), rtol=1e-4, atol=1e-5)
+        for name in ("loss_cross_entropy", "loss_pcr", "loss"):
+            logs = [[log[name] for log in history if name in log]
+                    for history in (first[4], alone.state.log_history)]  # fmt: skip
+            assert logs[0] == pytest.approx(logs[1], rel=1e-3) and len(logs[0]) == 4

@@ -18,6 +18,7 @@ from infer_kit.training.representation import (
     relatedness_report,
     source_probabilities,
 )
+from infer_kit.training.representation import relatedness as home
 
 
 class Embedded:
@@ -162,6 +163,22 @@ def test_a_report_of_a_source_that_knows_all() -> None:
     assert report.to_dict()["related"] is True
 
 
+def test_samples_are_made_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, sizes = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), []
+
+    class Counting(OneHots):
+        def sample(self, z: Tensor, y: Tensor) -> Tensor:
+            sizes.append(len(z))
+            return super().sample(z, y)
+
+    whole, parts = (
+        (monkeypatch.setattr(home, "_CHUNK", chunk),
+         relatedness_report(Fixed(), x, Counting(), model=Target(1.0), draws=3))[1]
+        for chunk in (1000, 7)
+    )  # fmt: skip
+    assert whole == parts and sizes[0] == 90 and max(sizes[1:]) == 7 and sum(sizes[1:]) == 90
+
+
 def test_a_report_of_one_that_does_not_is_refused_with_its_figures() -> None:
     x = 5 * torch.eye(4).repeat(3, 1)
     turned = relatedness_report(Fixed(), x, OneHots(turned=1), model=Target(1.0))
@@ -205,7 +222,9 @@ def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(InferKitError, match=r"source classifier gives \[5, 4\] for 5 examples; .*"
                        r"logits \[5, 7\]"):  # fmt: skip
         pseudo_conditional_samples(Fixed(), x, Embedded(7))
-    with pytest.raises(InferKitError, match="Logits of the source classifier are not finite"):
+    with pytest.raises(
+        InferKitError, match="Logits of the source classifier have numbers that are not finite"
+    ):
         pseudo_conditional_samples(Fixed(), x / 0, generator)
     for wrong in (x.long(), x[:0]):
         with pytest.raises(InferKitError, match="x_target are"):
@@ -224,10 +243,10 @@ def test_what_cannot_work_is_refused() -> None:
         PseudoSampler(generator, torch.ones(3, 4))
     with pytest.raises(InferKitError, match="draws=0"):
         relatedness_report(Fixed(), x, generator, model=Fixed(), draws=0)
-    with pytest.raises(InferKitError, match="target network gives tuple"):
+    with pytest.raises(InferKitError, match="target network gives list"):
         relatedness_report(Fixed(), x, OneHots(), model=_Pair())
 
 
 class _Pair(nn.Module):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x, x
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x, x]

@@ -278,6 +278,37 @@ def test_evaluation_is_the_plain_loss(tmp_path: Path) -> None:
     assert "loss_supervised" not in found and run.predict(data).predictions.shape == (8, 3)
 
 
+class Bare(nn.Module):
+    """Of a mapping, and with a forward that takes nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = convnext()
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.net(pixel_values).logits
+        return {"logits": logits} if labels is None else {
+            "loss": cross_entropy(logits, labels), "logits": logits}  # fmt: skip
+
+
+def test_a_model_of_ones_own_trains_and_evaluates_as_one_of_transformers(tmp_path: Path) -> None:
+    run = trainer(tmp_path, random_bank())
+    own = PSSLTrainer(
+        Bare(), run.args, pssl=random_bank(), train_dataset=Images(), eval_dataset=Images(8, 1)
+    )
+    for one in (run, own):
+        one.train()
+    assert farthest(weights(run.model), weights(own.model.net)) < 1e-6
+    assert own.evaluate()["eval_loss"] == pytest.approx(run.evaluate()["eval_loss"], abs=1e-6)
+
+
+def test_a_batch_without_a_label_has_no_supervised_loss() -> None:
+    loss = PseudoSemiSupervised(torch.randn(5, 1, 4, 4), allow_unrelated=True)
+    y = torch.full((2,), -100)
+    said = loss(Normed(), torch.randn(2, 1, 4, 4), y, 1, 2, rng())
+    assert said.supervised.item() == 0 and bool(said.loss.isfinite())
+
+
 def test_trainers_that_cannot_work_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InferKitError, match="pssl is a NoneType"):
         PSSLTrainer(convnext(), settings(tmp_path))
