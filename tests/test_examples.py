@@ -31,6 +31,7 @@ PROMISES = {
         "by activations",
         "the better of the two alone:",
     ),
+    "refine_a_clip": ("CLIP-Refine: similarities are raw", "contrastive  ", "features.png"),
     "evaluate_and_compare": ("direct  accuracy/walk", "difference +", "again: nothing was left"),
     "sweep_the_weight": ("RED: accuracy over 60 requests", "best: ", "among 5 colours: ["),
     "your_own_method": ("('image', 'black')", "right by alpha:", "page of:"),

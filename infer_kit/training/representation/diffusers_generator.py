@@ -126,7 +126,7 @@ class DiffusersGenerator:
         except ImportError as error:
             raise MissingExtra(
                 "DiffusersGenerator.from_pretrained needs diffusers, which is not installed.",
-                "pip install diffusers",
+                "pip install 'infer-kit[diffusion]'",
             ) from error
         return cls.from_pipeline(DiffusionPipeline.from_pretrained(where), **options)
 
