@@ -78,8 +78,8 @@ REPRESENTATION_MUTANTS = (
     _fault(
         "a caption for all epochs",
         "clip_refine.py",
-        "        self.data.set_epoch(int(state.epoch))",
-        "        pass",
+        "            one.set_epoch(int(state.epoch))",
+        "            pass",
         CLIP_REFINE,
     ),
     _fault(
@@ -94,6 +94,27 @@ REPRESENTATION_MUTANTS = (
         "clip_refine.py",
         "model.named_parameters() if parameter.requires_grad]",
         'model.named_parameters() if parameter.requires_grad and "bias" not in name]',
+        CLIP_REFINE,
+    ),
+    _fault(
+        "captions of a part of the data stay",
+        "clip_refine.py",
+        "        yield from _captioned(data.dataset)",
+        "        pass",
+        CLIP_REFINE,
+    ),
+    _fault(
+        "workers that stay see the first epoch",
+        "image_text.py",
+        "        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()",
+        "        self._epoch = torch.zeros((), dtype=torch.int64)",
+        CLIP_REFINE,
+    ),
+    _fault(
+        "another teacher of SigLIP",
+        "clip_refine.py",
+        '"max_position_embeddings", "projection_size"),',
+        '"max_position_embeddings"),',
         CLIP_REFINE,
     ),
     _fault(
@@ -195,6 +216,20 @@ REPRESENTATION_MUTANTS = (
         "        pass",
         ADARAND,
     ),
+    Mutant(
+        "representation: an adapter's Linear is the head",
+        "training/feature_tap.py",
+        "            self.name = _adapted(modules, linear[-1])",
+        "            self.name = linear[-1]",
+        ("tests/training/test_feature_tap.py",),
+    ),
+    _fault(
+        "a rate for the first run alone",
+        "adarand.py",
+        "                prior.total_steps = None",
+        "                pass",
+        ADARAND,
+    ),
     # Generators
     _fault(
         "the sign of the divergence's logarithm",
@@ -252,6 +287,27 @@ REPRESENTATION_MUTANTS = (
         "mgr_trainer.py",
         "            pcr = share * pcr",
         "            pcr = pcr / 1",
+        MGR,
+    ),
+    _fault(
+        "PCR of a process is not a share",
+        "mgr_trainer.py",
+        "                share = share * self.accelerator.num_processes",
+        "                pass",
+        MGR,
+    ),
+    _fault(
+        "labels that count for nothing count",
+        "mgr_trainer.py",
+        "share = labels.ne(IGNORED).sum() / num_items_in_batch",
+        "share = len(labels) / num_items_in_batch",
+        MGR,
+    ),
+    _fault(
+        "the model's own mean is taken",
+        "mgr_trainer.py",
+        "            self.compute_loss_func = classifier_loss",
+        "            pass",
         MGR,
     ),
     _fault(

@@ -9,6 +9,7 @@ from infer_kit.errors import InferKitError
 from infer_kit.reward.loss import IGNORED
 from infer_kit.training.prt.config import PRTConfig
 from infer_kit.training.prt.facts import adapter_parts, columns_of, is_adapter
+from infer_kit.training.replicas import refuse_replicas
 
 LOOKED_AT = 1000
 """Examples that are looked at, before training, for one with a label."""
@@ -232,12 +233,7 @@ def check_base_given(base: Any, reward: Any, adapted: bool) -> None:
 
 def check_trainer(trainer: Any) -> None:
     """Raises where a trainer's devices, cache or chunks cannot work."""
-    if trainer.args.n_gpu > 1:
-        raise InferKitError(
-            f"One process sees {trainer.args.n_gpu} GPUs and would train on replicas of the "
-            "reward alone.",
-            hint="Start it with torchrun or accelerate launch, or make one GPU visible.",
-        )
+    refuse_replicas(trainer.args.n_gpu, "reward")
     cache, size = trainer.prt.base_cache, trainer.vocab_size
     check_order(trainer.train_dataset, trainer.prt)
     apart = trainer.prt.chunk is not None or cache == "hidden"

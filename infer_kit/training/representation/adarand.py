@@ -14,6 +14,7 @@ from transformers import Trainer
 from infer_kit.errors import InferKitError
 from infer_kit.training.feature_tap import FeatureTap
 from infer_kit.training.renamed_weights import RenamedWeights
+from infer_kit.training.replicas import refuse_replicas
 from infer_kit.training.representation.classifiers import classifier_loss
 from infer_kit.training.representation.feature_moments import check_features, check_one_vector
 from infer_kit.training.representation.gaussian_prior import ClassGaussianPrior, GaussianPrior
@@ -147,12 +148,7 @@ class AdaRandMixin(RenamedWeights):
 
     def _begin(self: Any, adarand: AdaRandLoss, layer: str | None) -> None:
         """What needs the trainer's own model and arguments."""
-        if self.args.n_gpu > 1:
-            raise InferKitError(
-                f"One process sees {self.args.n_gpu} GPUs and would train on replicas of the "
-                "model, whose features nobody sees.",
-                "Start one process a GPU: accelerate launch, or torchrun.",
-            )
+        refuse_replicas(self.args.n_gpu, "model")
         FeatureTap(self.model, layer)
         self.adarand, self._layer = adarand.to(self.args.device), layer
         if self.compute_loss_func is None and self.label_smoother is None:

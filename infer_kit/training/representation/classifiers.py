@@ -10,11 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from infer_kit.errors import InferKitError
-
-IGNORED = -100
-"""A label that counts for nothing."""
-
-_HINT = "Lower the learning rate, or look for inputs that are not finite."
+from infer_kit.reward.loss import IGNORED
 
 
 def logits_of(
@@ -87,11 +83,3 @@ def mean_cross_entropy(
     if n_labels is None:
         n_labels = (labels != IGNORED).sum().clamp(min=1)
     return cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED) / n_labels
-
-
-def check_finite(x: Tensor, what: str, hint: str = _HINT) -> None:
-    """Raises:
-    InferKitError: there are numbers that are not finite.
-    """
-    if not bool(x.detach().isfinite().all()):
-        raise InferKitError(f"{what} have numbers that are not finite.", hint)

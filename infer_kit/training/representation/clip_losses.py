@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, mse_loss, normalize, softmax
 
 from infer_kit.errors import InferKitError
-from infer_kit.training.representation.classifiers import check_finite
+from infer_kit.training.representation.finite import check_finite
 
 Reduction = Literal["mean", "paper"]
 Similarity = Literal["raw", "scaled_cosine"]

@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.renamed_weights import RenamedWeights
+from infer_kit.training.replicas import refuse_replicas
 from infer_kit.training.representation.clip_losses import (
     SIMILARITIES,
     Reduction,
@@ -157,12 +158,7 @@ class CLIPRefineMixin(RenamedWeights):
         self._begin(teacher)
 
     def _begin(self: Any, teacher: Any) -> None:
-        if self.args.n_gpu > 1:
-            raise InferKitError(
-                f"One process sees {self.args.n_gpu} GPUs and would train on replicas, whose "
-                "features are not put together.",
-                "Start it with torchrun or accelerate launch, or make one GPU visible.",
-            )
+        refuse_replicas(self.args.n_gpu, "model")
         if self.args.label_smoothing_factor:
             raise InferKitError(
                 f"label_smoothing_factor is {self.args.label_smoothing_factor}; HyCD has no "

@@ -24,7 +24,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.feature_tap import FeatureTap
-from infer_kit.training.representation.classifiers import check_finite
+from infer_kit.training.representation.finite import check_finite
 from infer_kit.training.symmetry.calling import called_with
 from infer_kit.training.symmetry.placed import Placed
 

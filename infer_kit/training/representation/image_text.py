@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from infer_kit.dual_encoder import DualEncoder
 from infer_kit.errors import InferKitError
 from infer_kit.images import open_image
-from infer_kit.training.representation.classifiers import check_finite
+from infer_kit.training.representation.finite import check_finite
 
 IMAGE, TEXT = "image", "text"
 
@@ -43,9 +43,8 @@ class CaptionedImages(Dataset[dict[str, Any]]):
                 "Give each image a caption, or a list of them.",
             )
         self.images, self.seed = images, seed
-        self._epoch = torch.zeros(
-            (), dtype=torch.int64
-        ).share_memory_()  # seen by workers that stay
+        # Shared, for workers that stay from one epoch to the next.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.captions = [[own] if isinstance(own, str) else list(own) for own in captions]
         for n, own in enumerate(self.captions):
             if not own or not all(isinstance(text, str) and text.strip() for text in own):

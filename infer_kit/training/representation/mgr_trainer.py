@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from infer_kit.errors import InferKitError
+from infer_kit.reward.loss import IGNORED
 from infer_kit.training.renamed_weights import RenamedWeights
-from infer_kit.training.representation.classifiers import IGNORED, classifier_loss
+from infer_kit.training.replicas import refuse_replicas
+from infer_kit.training.representation.classifiers import classifier_loss
 from infer_kit.training.representation.consistency import FeatureConsistency
 from infer_kit.training.representation.generators import Generator, check_generator
 from infer_kit.training.representation.logged_parts import LoggedParts
@@ -145,9 +147,10 @@ class MGRMixin(RenamedWeights):
 
     def _begin(self: Any) -> None:
         """What needs the trainer's own model and arguments."""
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled or self.args.n_gpu > 1:
+        refuse_replicas(self.args.n_gpu, "model")
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise InferKitError(
-                "DeepSpeed, FSDP and DataParallel leave no whole model to run the samples through.",
+                "DeepSpeed and FSDP leave no whole model to run the samples through.",
                 "Use DistributedDataParallel, one process for each device.",
             )
         if self.compute_loss_func is None and self.label_smoother is None:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from infer_kit.errors import InferKitError
-from infer_kit.training.representation.classifiers import check_finite, logits_of
+from infer_kit.training.representation.classifiers import logits_of
+from infer_kit.training.representation.finite import check_finite
 from infer_kit.training.representation.generators import (
     Generator,
     check_generator,

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from infer_kit.errors import InferKitError
+from infer_kit.reward.loss import IGNORED
 from infer_kit.training.renamed_weights import RenamedWeights
-from infer_kit.training.representation.classifiers import IGNORED
+from infer_kit.training.replicas import refuse_replicas
 from infer_kit.training.representation.logged_parts import LoggedParts
 from infer_kit.training.representation.seeds import seeded
 from infer_kit.training.representation.semi_supervised import PseudoSemiSupervised
@@ -57,11 +58,7 @@ class PSSLMixin(RenamedWeights):
         self._begin(pssl)
 
     def _begin(self: Any, pssl: PseudoSemiSupervised) -> None:
-        if self.args.n_gpu > 1:
-            raise InferKitError(
-                f"One process sees {self.args.n_gpu} GPUs and would train on replicas.",
-                "Start it with torchrun or accelerate launch, or make one GPU visible.",
-            )
+        refuse_replicas(self.args.n_gpu, "model")
         kind = getattr(getattr(self.model, "config", None), "problem_type", None)
         if kind not in (None, "single_label_classification"):
             raise InferKitError(

@@ -24,12 +24,9 @@ from torch.nn.functional import kl_div, log_softmax
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.feature_tap import FeatureTap
-from infer_kit.training.representation.classifiers import (
-    check_finite,
-    logits_of,
-    mean_cross_entropy,
-)
+from infer_kit.training.representation.classifiers import logits_of, mean_cross_entropy
 from infer_kit.training.representation.consistency import FeatureConsistency
+from infer_kit.training.representation.finite import check_finite
 from infer_kit.training.representation.pseudo_samples import (
     PseudoSampler,
 )

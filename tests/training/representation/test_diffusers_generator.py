@@ -18,7 +18,7 @@ def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(MissingExtra, match="needs diffusers") as error:
         DiffusersGenerator.from_pretrained("somewhere")
-    assert "pip install diffusers" in error.value.hint
+    assert "pip install 'infer-kit[diffusion]'" in error.value.hint
 
 
 def needed() -> object:
