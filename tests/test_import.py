@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import infer_kit
+from infer_kit.training import representation
 
 HEAVY = (
     "torch",
@@ -37,6 +38,19 @@ def test_the_command_line_loads_nothing_heavy_either() -> None:
 
 def test_the_demo_package_loads_nothing_heavy_either() -> None:
     assert loaded_by("import infer_kit.demo") == set()
+
+
+def test_representation_methods_load_transformers_with_their_trainers_alone() -> None:
+    home = "infer_kit.training.representation"
+    assert loaded_by(f"import {home}") == set()
+    found = loaded_by(f"from {home} import rafa_loss, ClassGaussianPrior, mgr_step")
+    assert "torch" in found and "transformers" not in found
+
+
+@pytest.mark.parametrize("name", representation._HOME)
+def test_every_representation_method_has_a_name(name: str) -> None:
+    assert getattr(representation, name).__name__ == name
+    assert name in dir(representation)
 
 
 @pytest.mark.parametrize("name", infer_kit._HOME)
