@@ -219,7 +219,7 @@ REPRESENTATION_MUTANTS = (
     Mutant(
         "representation: an adapter's Linear is the head",
         "training/feature_tap.py",
-        "            self.name = _adapted(modules, linear[-1])",
+        "            self.name = adapted_layer(modules, linear[-1])",
         "            self.name = linear[-1]",
         ("tests/training/test_feature_tap.py",),
     ),

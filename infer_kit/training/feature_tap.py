@@ -34,7 +34,7 @@ class FeatureTap:
                     "The model has no Linear whose input could be the features.",
                     "Name the module whose output they are by layer=.",
                 )
-            self.name = _adapted(modules, linear[-1])
+            self.name = adapted_layer(modules, linear[-1])
         elif layer in modules:
             self.name = layer
         else:
@@ -85,8 +85,15 @@ class FeatureTap:
         self._seen.append(value.flatten(1).clone())  # which what follows may work on in place
 
 
-def _adapted(modules: dict[str, nn.Module], name: str) -> str:
-    """The layer that a Linear is a part of: an adapter's, as LoRA's, works inside its layer."""
+def adapted_layer(modules: dict[str, nn.Module], name: str) -> str:
+    """The layer that a Linear is a part of: an adapter's, as LoRA's, works inside its layer.
+
+    Args:
+        modules: of a model, by name. name: of the Linear.
+
+    Returns:
+        The layer's name, or the Linear's own.
+    """
     parts = name.split(".")
     above = (".".join(parts[:n]) for n in range(1, len(parts)))
     return next((at for at in above if hasattr(modules[at], "base_layer")), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import Trainer
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.feature_tap import FeatureTap
+from infer_kit.training.labelled_columns import LabelledColumns
 from infer_kit.training.renamed_weights import RenamedWeights
 from infer_kit.training.replicas import refuse_replicas
 from infer_kit.training.representation.classifiers import classifier_loss
@@ -95,14 +97,14 @@ class AdaRandLoss(nn.Module):
             InferKitError: features or labels that do not go with the prior.
         """
         z = self.prior.sample(labels, generator)
-        check_features(features, len(labels), z.shape[1])
+        check_features(features, len(labels), z.shape[1], "the prior's")
         distance = (features.to(torch.promote_types(features.dtype, z.dtype)) - z).square().sum(1)
         if self.reduction == "mean":
             distance = distance / z.shape[1]
         return self.lam * distance.sum() / (len(labels) if n_examples is None else n_examples)
 
 
-class AdaRandMixin(RenamedWeights):
+class AdaRandMixin(LabelledColumns, RenamedWeights):
     """Trains a classifier with AdaRand; to be named before a trainer's class.
 
     The loss is the cross-entropy of the logits, or the trainer's `compute_loss_func`, and the term
@@ -220,10 +222,11 @@ class AdaRandMixin(RenamedWeights):
 
     # Training
 
-    def train(self: Any, *args: Any, **options: Any) -> Any:
+    def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **options: Any) -> Any:
         """As the trainer's, all processes with the prior of the first.
 
         With `model_init` each call begins with the prior that was given, as with a new model.
+        Otherwise the prior goes on from where it is: a run of another model needs a new one.
         """
         if self.model_init is not None:  # which makes a new model for each call
             self.adarand.prior.load_state_dict(self._start)
@@ -233,19 +236,20 @@ class AdaRandMixin(RenamedWeights):
                 dist.broadcast(buffer, 0)
         prior = self.adarand.prior
         if not isinstance(prior, ClassGaussianPrior):
-            return super().train(*args, **options)  # type: ignore[misc]
+            return super().train(resume_from_checkpoint, *args, **options)  # type: ignore[misc]
         prior.forget()
+        if int(prior.steps) and not resume_from_checkpoint:
+            warnings.warn(
+                f"The prior has followed {int(prior.steps)} steps of an earlier run, and goes on "
+                "from there. Make a new one for a new model.",
+                stacklevel=2,
+            )
         self._counts_steps = prior.total_steps is None
         try:
-            return super().train(*args, **options)  # type: ignore[misc]
+            return super().train(resume_from_checkpoint, *args, **options)  # type: ignore[misc]
         finally:
             if self._counts_steps:
                 prior.total_steps = None
-
-    def _set_signature_columns_if_needed(self: Any) -> None:
-        super()._set_signature_columns_if_needed()  # type: ignore[misc]
-        # Of a model whose own forward takes no labels, they would be removed from the data.
-        self._signature_columns += sorted({"labels"} - set(self._signature_columns))
 
     # Checkpoints
 

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from infer_kit.errors import InferKitError
 from infer_kit.reward.loss import IGNORED
+from infer_kit.training.representation.finite import check_finite
 
 
 def logits_of(
@@ -64,13 +65,7 @@ def classifier_loss(
     Raises:
         InferKitError: other logits or labels.
     """
-    logits = logits_of(outputs, len(labels))
-    if labels.dim() != 1 or labels.is_floating_point():
-        raise InferKitError(
-            f"Labels are {list(labels.shape)} of {labels.dtype}; [B] integers are expected.",
-            "Give the trainer a compute_loss_func for others.",
-        )
-    return mean_cross_entropy(logits, labels, num_items_in_batch)
+    return mean_cross_entropy(logits_of(outputs, len(labels)), labels, num_items_in_batch)
 
 
 def mean_cross_entropy(
@@ -79,7 +74,23 @@ def mean_cross_entropy(
     """Sum over a batch, divided by a number of labels; None for that of the batch.
 
     Of a batch in which all labels are `IGNORED` it is 0.
+
+    Raises:
+        InferKitError: labels that are no `[B]` integers, or no classes of the logits; logits that
+            are not finite.
     """
+    if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise InferKitError(
+            f"Labels are {list(labels.shape)} of {labels.dtype}; [B] integers are expected.",
+            "Give the class of each example; for others a trainer takes a compute_loss_func.",
+        )
+    if not bool(((labels == IGNORED) | ((labels >= 0) & (labels < logits.shape[1]))).all()):
+        raise InferKitError(
+            f"Labels go from {int(labels.min())} to {int(labels.max())}, and the model has "
+            f"{logits.shape[1]} classes.",
+            f"Number them from 0, or give the model another head; {IGNORED} is passed over.",
+        )
+    check_finite(logits, "Logits")
     if n_labels is None:
         n_labels = (labels != IGNORED).sum().clamp(min=1)
     return cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED) / n_labels

@@ -143,6 +143,7 @@ class CLIPRefineMixin(RenamedWeights):
                 f"refine is a {type(self.refine).__name__}; expected a CLIPRefineConfig."
             )
         _check_model(model, "model")
+        processor = options.get("processing_class") if processor is None else processor
         if options.get("compute_loss_func") is not None:
             raise InferKitError("compute_loss_func would replace the loss.", "Leave it out.")
         if processor is not None:
@@ -274,6 +275,11 @@ class CLIPRefineMixin(RenamedWeights):
             raise InferKitError("There is no train_dataset.", "Give CaptionedImages.")
         batch = self.args.train_batch_size * self.args.world_size
         size = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else batch
+        if batch == 1 and self.refine.lam_kd:
+            raise InferKitError(
+                "A batch is one pair, which has no other to be told from.",
+                "Raise per_device_train_batch_size: the published one is 512.",
+            )
         if self.args.dataloader_drop_last and size < batch:
             raise InferKitError(
                 f"{size} pairs are less than a batch of {batch}, and dataloader_drop_last drops "
@@ -302,7 +308,8 @@ class CLIPRefineMixin(RenamedWeights):
     ) -> tuple[Tensor | None, Any, Tensor | None]:
         """The contrastive loss of a batch by the model's own logits, and its features.
 
-        These are scaled cosines whatever the training's similarities are, so that runs compare.
+        These are scaled cosines whatever the training's similarities are, so that runs compare. A
+        pair has the others of its batch beside it: the loss grows with per_device_eval_batch_size.
         """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -313,6 +320,14 @@ class CLIPRefineMixin(RenamedWeights):
             return loss, None, None
         # Labels have no meaning here, but without them a trainer computes no metrics.
         return loss, (a.float(), b.float()), torch.zeros(len(a), device=a.device)
+
+    def get_eval_dataloader(self: Any, *args: Any, **options: Any) -> Any:
+        """As the trainer's, to the last pair: dataloader_drop_last is of training."""
+        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(*args, **options)  # type: ignore[misc]
+        finally:
+            self.args.dataloader_drop_last = drops
 
     # What a trainer decides by names
 
@@ -344,6 +359,8 @@ class CLIPRefineTrainer(CLIPRefineMixin, Trainer):
 def refine_arguments(output_dir: str | Path, **given: Any) -> TrainingArguments:
     """The published run: AdamW at 1e-6 without schedule, weight decay 0.1, 512 pairs, one epoch.
 
+    Evaluation has the batches of training, if it is not given others: its loss depends on them.
+
     Args:
         output_dir: for checkpoints. given: other arguments, or others of these.
     """
@@ -356,6 +373,8 @@ def refine_arguments(output_dir: str | Path, **given: Any) -> TrainingArguments:
         "num_train_epochs": 1,
         "report_to": "none",
     }
+    batch = given.get("per_device_train_batch_size", published["per_device_train_batch_size"])
+    published["per_device_eval_batch_size"] = batch
     return TrainingArguments(output_dir=str(output_dir), **published | given)
 
 

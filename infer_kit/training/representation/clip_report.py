@@ -61,6 +61,12 @@ def measure_clip(
             f"{len(images)} images and {len(captions)} captions are given.",
             "Give each image one caption.",
         )
+    several = next((one for one in captions if not isinstance(one, str)), None)
+    if several is not None:
+        raise InferKitError(
+            f"A caption is {several!r}; a text is expected.",
+            "Choose one of each image's captions: recall is of pairs.",
+        )
     if (classes is None) != (labels is None):
         raise InferKitError("classes and labels go together.", "Give both, or neither.")
     encoder = encoder_for(encoder)

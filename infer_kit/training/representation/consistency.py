@@ -53,12 +53,16 @@ def pcr_loss(augmented: Tensor, plain: Tensor, reduction: Reduction = "mean") ->
             "images; [B, d] of both are expected.",
             "Flatten the features of each example.",
         )
-    if reduction not in ("mean", "sum"):
-        raise InferKitError(f"reduction={reduction!r}: 'mean' or 'sum' is expected.")
+    _check_reduction(reduction)
     check_finite(torch.stack([augmented.detach(), plain.detach()]), "Features")
     wide = torch.promote_types(plain.dtype, torch.float32)
     squares = (augmented.to(wide) - plain.to(wide)).square()
     return squares.mean() if reduction == "mean" else squares.sum(1).mean()
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in ("mean", "sum"):
+        raise InferKitError(f"reduction={reduction!r}: 'mean' or 'sum' is expected.")
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,8 @@ class FeatureConsistency:
     wrapper; gradients are averaged by its backward as always.
 
     Args:
-        augment: T.
+        augment: T, called as augment(x, rng) with `[B, C, H, W]` and a torch.Generator or None; of
+            one that takes images alone give lambda x, rng: T(x).
         reduction: see `pcr_loss`.
         stop_gradient: g(x) is a target without a gradient, which only g(T(x)) follows. Off, as the
             formula reads: on digits it cost 15 points, and 70 with the sum.
@@ -179,6 +184,9 @@ class FeatureConsistency:
     reduction: Reduction = "mean"
     stop_gradient: bool = False
     layer: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_reduction(self.reduction)
 
     def __call__(
         self, model: nn.Module, x: Tensor, generator: torch.Generator | None = None

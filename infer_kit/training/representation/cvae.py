@@ -282,6 +282,12 @@ def fit_cvae(
 
 def _checked(images: Tensor, labels: Tensor, n_classes: int | None) -> int:
     """The number of classes of data that can be trained on."""
+    for name, given in (("images", images), ("labels", labels)):
+        if not isinstance(given, Tensor):
+            raise InferKitError(
+                f"{name} are a {type(given).__name__}; a tensor is expected.",
+                "torch.as_tensor makes one of an array.",
+            )
     if images.dim() != 4 or not images.is_floating_point() or not images.numel():
         raise InferKitError(
             f"images are {list(images.shape)} of {images.dtype}; floating [N, C, H, W] are "

@@ -40,7 +40,7 @@ class DiffusersGenerator:
         chunk: examples at a time.
         finish: of decoded images, which are about -1 to 1, what is returned; None for them.
         gradient: samples have a gradient by z and probabilities, through all steps: much memory.
-        progress: show a bar.
+        progress: show a bar of each sampling; in training there would be one a step.
 
     Attributes:
         z_dim: C H W of the noise. n_classes: without the null class.
@@ -62,7 +62,7 @@ class DiffusersGenerator:
         chunk: int = 32,
         finish: Callable[[Tensor], Tensor] | None = None,
         gradient: bool = False,
-        progress: bool = True,
+        progress: bool = False,
     ) -> None:
         config: Any = getattr(model, "config", None)
         side = getattr(config, "sample_size", None)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from infer_kit.errors import InferKitError
@@ -80,6 +81,11 @@ def moments_of(
     progress: bool,
 ) -> ClassMoments:
     """Of the features of all batches, in evaluation mode; one class takes no labels."""
+    if isinstance(loader, Dataset):
+        raise InferKitError(
+            f"A {type(loader).__name__} is given, which has single examples.",
+            "Give torch.utils.data.DataLoader(dataset, batch_size=64).",
+        )
     moments = ClassMoments(n_classes)
     with FeatureTap(model, layer) as tap, torch.no_grad(), evaluating(model):
         for batch in tqdm(loader, desc="features", disable=not progress):
@@ -101,7 +107,9 @@ def moments_of(
 def _parts(batch: Any) -> tuple[Any, Any]:
     """Inputs and labels, if it has any."""
     if isinstance(batch, Mapping):
-        return {k: v for k, v in batch.items() if k != "labels"}, batch.get("labels")
+        names = ("labels", "label")
+        labels = next((batch[name] for name in names if name in batch), None)
+        return {k: v for k, v in batch.items() if k not in names}, labels
     parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
     return parts[0], parts[1] if len(parts) > 1 else None
 
@@ -124,13 +132,24 @@ def check_one_vector(
             )
 
 
-def check_features(features: Tensor, n: int, n_features: int | None) -> None:
+def check_features(
+    features: Tensor, n: int, n_features: int | None, whose: str = "those before"
+) -> None:
+    """Whether they are `[n, n_features]` floating and finite; None for any number of features."""
     D = "D" if n_features is None else n_features
+    if not isinstance(features, Tensor):
+        raise InferKitError(
+            f"Features are a {type(features).__name__}; a tensor [{n}, {D}] is expected.",
+            "torch.as_tensor makes one of an array.",
+        )
     bad = features.dim() != 2 or len(features) != n or not features.is_floating_point()
     if bad or n_features not in (None, features.shape[1]):
         raise InferKitError(
             f"Features are {list(features.shape)} of {features.dtype}, with {n} labels; floating "
-            f"ones [{n}, {D}] are expected."
+            f"ones [{n}, {D}] are expected.",
+            f"{D} is {whose} number of features."
+            if n_features
+            else "Give one vector for each example.",
         )
     if not bool(features.detach().isfinite().all()):
         wrong = int((~features.detach().isfinite().all(1)).sum())

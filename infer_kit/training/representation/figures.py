@@ -40,6 +40,11 @@ def modality_figure(
         raise InferKitError(
             "There are no features to draw.", 'Give {"before": (images, texts), "after": ...}.'
         )
+    for label, pair in features.items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise InferKitError(
+                f"Of {label!r} a {type(pair).__name__} is given; (images, texts) are expected."
+            )
     reports = {label: ModalityReport.of(a, b, ks=(1,)) for label, (a, b) in features.items()}
     figure, panels = canvas(2.4 * len(features), 2.7, columns=len(features))
     panels = panels if len(features) > 1 else [panels]

@@ -283,7 +283,7 @@ class ClassGaussianPrior(_Gaussian):
         Args and raises as `update`.
         """
         y = self._checked(y)
-        check_features(features, len(y), self.mu.shape[1])
+        check_features(features, len(y), self.mu.shape[1], "the prior's")
         if self.adapt:
             sums, counts = self._window = self._window or self._empty()
             sums.index_add_(0, y, features.detach().to(sums.dtype))
@@ -321,6 +321,12 @@ class ClassGaussianPrior(_Gaussian):
             amsgrad=False, beta1=0.9, beta2=0.999, lr=self._rate(), weight_decay=0.0, eps=1e-8,
             maximize=False,
         )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        """Classes, features, and how far it is."""
+        K, D = self.mu.shape
+        adapts = f"{self.variant}, {int(self.steps)} updates" if self.adapt else "fixed"
+        return f"{K} classes, {D} features, {adapts}"
 
     def forget(self) -> None:
         """Drops what was accumulated since the last step."""

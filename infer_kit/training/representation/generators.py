@@ -80,3 +80,20 @@ def mixture_of(y: Tensor, n_classes: int) -> Tensor:
             "generator has.",
         )
     return one_hot(y.long(), n_classes).to(torch.get_default_dtype())
+
+
+def samples_of(generator: Generator, z: Tensor, y: Tensor) -> Tensor:
+    """What a generator gives, one floating example for each latent.
+
+    Raises:
+        InferKitError: something else.
+    """
+    x = generator.sample(z, y)
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2 or len(x) != len(z):
+        told = f"{list(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise InferKitError(
+            f"{type(generator).__name__}.sample gave {told} for {len(z)} latents; a floating "
+            f"tensor [{len(z)}, ...] is expected.",
+            "Of images in bytes return x.float() / 255.",
+        )
+    return x

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,8 @@ class CaptionedImages(Dataset[dict[str, Any]]):
     def __init__(
         self, images: Sequence[Any], captions: Sequence[str | Sequence[str]], seed: int = 0
     ) -> None:
-        if len(images) != len(captions) or not len(images):
+        if isinstance(captions, str) or len(images) != len(captions) or not len(images):
+            captions = [captions] if isinstance(captions, str) else captions
             raise InferKitError(
                 f"{len(images)} images and {len(captions)} captions are given.",
                 "Give each image a caption, or a list of them.",
@@ -45,10 +46,15 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         self.images, self.seed = images, seed
         # Shared, for workers that stay from one epoch to the next.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self.captions = [[own] if isinstance(own, str) else list(own) for own in captions]
-        for n, own in enumerate(self.captions):
-            if not own or not all(isinstance(text, str) and text.strip() for text in own):
-                raise InferKitError(f"Image {n} has no caption, or one without a word: {own!r}.")
+        self.captions: list[list[str]] = []
+        for n, own in enumerate(captions):
+            texts = [own] if isinstance(own, str) or not isinstance(own, Iterable) else list(own)
+            if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+                raise InferKitError(
+                    f"Image {n} has no caption, or one without a word: {own!r}.",
+                    "Give it a text, or leave the image out.",
+                )
+            self.captions.append(texts)
 
     def set_epoch(self, epoch: int) -> None:
         """Draw anew; the trainer calls it."""
@@ -76,6 +82,13 @@ class ImageTextCollator:
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
+        parts = ("image_processor", "tokenizer")
+        lacking = [part for part in parts if not hasattr(processor, part)]
+        if lacking:
+            raise InferKitError(
+                f"The processor is a {type(processor).__name__} without {' and '.join(lacking)}.",
+                "Give the model's whole one: AutoProcessor.from_pretrained(model).",
+            )
         self._dual = DualEncoder(model, processor)
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -84,7 +97,8 @@ class ImageTextCollator:
             raise InferKitError(
                 f"Examples have {', '.join(map(repr, examples[0]))}, and no "
                 f"{' and no '.join(map(repr, lacking))}.",
-                "CaptionedImages(images, captions) makes them.",
+                'CaptionedImages(images, captions) makes them; columns can be renamed to "image" '
+                'and "text".',
             )
         pictures = [example[IMAGE] for example in examples]
         pixels = self._dual.processor.image_processor(images=pictures, return_tensors="pt")

@@ -27,11 +27,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy
 
 from infer_kit.errors import InferKitError
+from infer_kit.training.representation.classifiers import logits_of, mean_cross_entropy
 from infer_kit.training.representation.consistency import FeatureConsistency
-from infer_kit.training.representation.generators import Generator, check_generator
+from infer_kit.training.representation.generators import Generator, check_generator, samples_of
+from infer_kit.training.representation.optimizers import check_optimizer
 from infer_kit.training.symmetry.merging import classification
 from infer_kit.training.symmetry.placed import Placed
 
@@ -46,7 +47,8 @@ def classification_loss(model: nn.Module, batch: Any) -> Tensor:
         output = model(**batch)
         loss: Tensor = output["loss"] if isinstance(output, Mapping) else output[0]
         return loss
-    return cross_entropy(*classification(model, batch))
+    logits, labels = classification(model, batch)
+    return mean_cross_entropy(logits_of(logits, len(labels)), labels)
 
 
 class Finder(nn.Module):
@@ -94,6 +96,20 @@ class Finder(nn.Module):
         """`[B, z_dim]` latents of `[B, z_dim]` standard normal numbers."""
         found: Tensor = self.layers(z)
         return z + found if self.residual else found
+
+
+def check_finder(finder: nn.Module, generator: Generator) -> None:
+    """Whether a finder, which may be any module, has the generator's latents.
+
+    Raises:
+        InferKitError: it has a z_dim, and it is another.
+    """
+    own = getattr(finder, "z_dim", generator.z_dim)
+    if own != generator.z_dim:
+        raise InferKitError(
+            f"The finder has z_dim={own}, and the generator {generator.z_dim}.",
+            "Make it by Finder(generator.z_dim).",
+        )
 
 
 def draw(
@@ -178,6 +194,9 @@ def hypergradient(
         )
     model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     consistency = FeatureConsistency() if consistency is None else consistency
+    if not eta >= 0:
+        raise InferKitError(f"eta={eta}: a learning rate from 0 on is expected.")
+    check_finder(finder, generator)
     theta = {name: p for name, p in model.named_parameters() if p.requires_grad}
     psi = [p for p in finder.parameters() if p.requires_grad]
     for what, found in (("model", theta), ("finder", psi)):
@@ -194,11 +213,11 @@ def hypergradient(
     train, validation = _wide(train), _wide(validation)
     # The fused kernels of attention have no second derivative.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        x = generator.sample(finder(z), y)
+        x = samples_of(generator, finder(z), y)
         if not x.requires_grad:
             raise InferKitError(
                 f"Samples of the {type(generator).__name__} have no gradient by z.",
-                "Of a DiffusersGenerator give gradient=True.",
+                "Its sample must not be under no_grad; of a DiffusersGenerator give gradient=True.",
             )
         x = _wide(x if prepare is None else prepare(x))
         here = {name: p.detach().to(_wider(p.dtype)).requires_grad_() for name, p in theta.items()}
@@ -209,6 +228,7 @@ def hypergradient(
             Placed(model, here | fixed), model, x, consistency.augment(x, rng)
         )
         total = ce + lam * consistency.of(*seen)
+        _check_loss("training", total)
         slopes = torch.autograd.grad(
             total, list(here.values()), create_graph=True, materialize_grads=True
         )
@@ -227,12 +247,7 @@ def hypergradient(
         grads = torch.autograd.grad(
             [s for s, _ in live], psi, [u for _, u in live], materialize_grads=True
         )
-    for name, number in (("training", total), ("validation", value)):
-        if not bool(number.detach().isfinite()):
-            raise InferKitError(
-                f"The {name} loss in the step of the finder is {float(number.detach())}.",
-                "Lower eta, or look for the batch that does it.",
-            )
+    _check_loss("validation", value)
     return _mean_over_processes(grads), value.detach()
 
 
@@ -264,6 +279,7 @@ def mps_step(
     Raises:
         InferKitError: see `hypergradient`.
     """
+    check_optimizer(optimizer, finder.parameters(), "finder")
     grads, value = hypergradient(model, finder, generator, train, validation, z, y, **how)
     optimizer.zero_grad()
     for p, grad in zip((p for p in finder.parameters() if p.requires_grad), grads, strict=True):
@@ -286,6 +302,14 @@ def _loss_in(placed: Placed, loss: Loss, batch: Any) -> Tensor:
             "tensor with one number is expected."
         )
     return value
+
+
+def _check_loss(name: str, value: Tensor) -> None:
+    if not bool(value.detach().isfinite()):
+        raise InferKitError(
+            f"The {name} loss in the step of the finder is {float(value.detach())}.",
+            "Lower eta, or look for the batch that does it.",
+        )
 
 
 def _mean_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:

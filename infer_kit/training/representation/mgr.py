@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from infer_kit.errors import InferKitError
 from infer_kit.training.representation.consistency import FeatureConsistency
-from infer_kit.training.representation.generators import Generator
+from infer_kit.training.representation.generators import Generator, samples_of
 from infer_kit.training.representation.meta_sampling import (
     Loss,
     classification_loss,
@@ -105,7 +105,7 @@ def mgr_step(
         )  # fmt: skip
     cross_entropy = loss(model, batch)
     with torch.no_grad():
-        x = generator.sample(z if finder is None else finder(z), y)
+        x = samples_of(generator, z if finder is None else finder(z), y)
         x = (x if prepare is None else prepare(x)).to(first.device, first.dtype)
     pcr = consistency(model, x, rng)
     return MGRTerms(cross_entropy + lam * pcr, cross_entropy.detach(), pcr.detach(), value)

@@ -16,13 +16,15 @@ from transformers import Trainer
 
 from infer_kit.errors import InferKitError
 from infer_kit.reward.loss import IGNORED
+from infer_kit.training.labelled_columns import LabelledColumns
 from infer_kit.training.renamed_weights import RenamedWeights
 from infer_kit.training.replicas import refuse_replicas
 from infer_kit.training.representation.classifiers import classifier_loss
 from infer_kit.training.representation.consistency import FeatureConsistency
-from infer_kit.training.representation.generators import Generator, check_generator
+from infer_kit.training.representation.generators import Generator, check_generator, samples_of
 from infer_kit.training.representation.logged_parts import LoggedParts
 from infer_kit.training.representation.meta_sampling import (
+    check_finder,
     draw,
     mps_step,
 )
@@ -64,11 +66,11 @@ class MGRConfig:
                 raise InferKitError(f"{name}={number}: a number from 0 on is expected.")
         for name in ("samples", "validation_batch"):
             number = getattr(self, name)
-            if number is not None and number < 1:
-                raise InferKitError(f"{name}={number}: at least 1 is expected.")
+            if number is not None and (not isinstance(number, int) or number < 1):
+                raise InferKitError(f"{name}={number}: a whole number from 1 on is expected.")
 
 
-class MGRMixin(RenamedWeights):
+class MGRMixin(LabelledColumns, RenamedWeights):
     """Adds PCR on samples of a generator to the loss; to be named before a trainer's class.
 
     The loss of training is the cross-entropy of the logits, or the trainer's `compute_loss_func`,
@@ -160,6 +162,7 @@ class MGRMixin(RenamedWeights):
             self.generator.to(device)
         self._parts, self._micro = LoggedParts(), 0
         if self.finder is not None:
+            check_finder(self.finder, self.generator)
             if self.args.fp16:
                 raise InferKitError(
                     "fp16 scales the loss so that gradients do not vanish, and the finder's "
@@ -178,9 +181,11 @@ class MGRMixin(RenamedWeights):
     def _check_samples(self: Any) -> None:
         """The model runs on what the generator gives, and has features there."""
         z, y = draw(self.generator, 2, self.args.device, torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            made = samples_of(self.generator, z, y)
         try:
             with torch.no_grad(), modes(self.model):
-                x = self._inputs(self.generator.sample(z, y))
+                x = self._inputs(made)
                 self.mgr.consistency.features(self.model, x, x)
         except InferKitError:
             raise
@@ -206,7 +211,10 @@ class MGRMixin(RenamedWeights):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
         labels = inputs.get("labels")
         if labels is None:
-            raise InferKitError(f"The batch has no labels, only {', '.join(inputs)}.")
+            raise InferKitError(
+                f"The batch has no labels, only {', '.join(inputs)}.",
+                "Give data with a column labels, or label.",
+            )
         rng = self._rng(0)
         z, y = draw(self.generator, self.mgr.samples or len(labels), self.args.device, rng)
         if self.finder is not None and self._micro == 0:
@@ -216,7 +224,7 @@ class MGRMixin(RenamedWeights):
         )
         with torch.no_grad():
             latents = z if self.finder is None else self.finder(z)
-            x = self._inputs(self.generator.sample(latents, y))
+            x = self._inputs(samples_of(self.generator, latents, y))
         pcr = self.mgr.consistency(self.model, x, rng)
         # The trainer divides a mean of the batch by the batches of the step. Otherwise its loss is
         # the batch's share of the step's: so has this one to be.

@@ -15,7 +15,7 @@ import hashlib
 import os
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,10 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from infer_kit.errors import InferKitError
+from infer_kit.training.feature_tap import adapted_layer
 from infer_kit.training.representation.classifiers import logits_of
-from infer_kit.training.representation.generators import Generator, check_generator
+from infer_kit.training.representation.generators import Generator, check_generator, samples_of
+from infer_kit.training.representation.optimizers import check_optimizer
 from infer_kit.training.representation.seeds import seeded
 from infer_kit.training.symmetry.placed import modes
 
@@ -46,7 +48,7 @@ class PseudoPretraining:
             the steps that were told right before the step on them, from 0 to 1.
     """
 
-    losses: tuple[float, ...]
+    losses: tuple[float, ...] = field(repr=False)
     accuracy: float
 
 
@@ -60,7 +62,7 @@ def pseudo_pretrain(
     optimizer: torch.optim.Optimizer | None = None,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     loss: Loss = cross_entropy,
-    transform: Callable[[Tensor], Tensor] | None = None,
+    prepare: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1000,
@@ -69,7 +71,7 @@ def pseudo_pretrain(
     """Train a network, in place, to classify generated source samples.
 
     Each step has fresh samples, their classes drawn with equal odds. What is drawn in a step
-    follows from the seed, the process and the number of the step; dropout and the transform draw
+    follows from the seed, the process and the number of the step; dropout and the prepare draw
     from PyTorch's own generators, which start from the seed too and are afterwards as before. So a
     run that was interrupted goes on from its checkpoint and ends with the same bits.
 
@@ -86,9 +88,9 @@ def pseudo_pretrain(
         optimizer: another, of the model's parameters. scheduler: stepped after each step; None for
             a cosine from the optimizer's rate down to 0.
         loss: of logits and classes.
-        transform: brings samples to the model's inputs: size, normalisation, augmentation. Of what
+        prepare: brings samples to the model's inputs: size, normalisation, augmentation. Of what
             it draws itself, only PyTorch's generators are reproduced.
-        seed: of samples, dropout and transform.
+        seed: of samples, dropout and prepare.
         checkpoint: file to write to and to go on from; None for none.
         checkpoint_every: steps from one checkpoint to the next; also after the last.
         progress: show a bar, of the first process.
@@ -108,7 +110,9 @@ def pseudo_pretrain(
             "No parameter of the model requires a gradient: there is nothing to train.",
             "model.requires_grad_() makes all of them trainable.",
         )
-    if optimizer is None:
+    if optimizer is not None:
+        check_optimizer(optimizer, trained, "model")
+    else:
         optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=1e-4)
     if scheduler is None:
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -134,7 +138,7 @@ def pseudo_pretrain(
         bar.update(start)
         for step in range(start, steps):
             x, y = _samples(generator, batch, seeded(seed, rank, step), device)
-            output = model(x if transform is None else transform(x))
+            output = model(x if prepare is None else prepare(x))
             logits = logits_of(output, batch, generator.n_classes)
             value = loss(logits, y)
             optimizer.zero_grad(set_to_none=True)
@@ -195,6 +199,11 @@ def new_head(
             f"It has {', '.join(map(repr, linear)) or 'none'}; name one by name=.",
         )
     name = linear[-1] if name is None else name
+    if (layer := adapted_layer(modules, name)) != name:
+        raise InferKitError(
+            f"The head {layer!r} has an adapter, made for the classes that it has.",
+            "Replace the head before get_peft_model, or name it in modules_to_save.",
+        )
     old, config = modules[name], getattr(model, "config", None)
     assert isinstance(old, nn.Linear)
     labels = getattr(config, "num_labels", None)
@@ -226,7 +235,7 @@ def _samples(
     y = torch.randint(generator.n_classes, (batch,), generator=rng).to(device)
     z = torch.randn(batch, generator.z_dim, generator=rng).to(device)
     with torch.no_grad():
-        return generator.sample(z, y), y
+        return samples_of(generator, z, y), y
 
 
 def _finite(losses: Tensor) -> float:

@@ -26,6 +26,7 @@ from infer_kit.training.representation.generators import (
     Generator,
     check_generator,
     mixture_of,
+    samples_of,
 )
 from infer_kit.training.symmetry.calling import evaluating
 from infer_kit.training.symmetry.placed import moved
@@ -98,6 +99,11 @@ def source_probabilities(
         `[N, K_s]` on the classifier's device, float32 at least.
     """
     check_generator(generator)
+    if not isinstance(x_target, Tensor):
+        raise InferKitError(
+            f"x_target is a {type(x_target).__name__}; a tensor [N, C, H, W] is expected.",
+            "torch.stack the examples of a dataset; torch.as_tensor makes one of an array.",
+        )
     if not x_target.is_floating_point() or x_target.dim() < 2 or not len(x_target):
         raise InferKitError(
             f"x_target are {list(x_target.shape)} of {x_target.dtype}; floating [N, C, H, W] are "
@@ -125,7 +131,7 @@ class PseudoSampler:
         generator: G.
         probabilities: `[N, K_s]` C(x_target) of the target set, of `source_probabilities`.
         mode: see `pseudo_conditional_samples`.
-        transform: brings samples to the target network's inputs: size and normalisation. None if
+        prepare: brings samples to the target network's inputs: size and normalisation. None if
             they are.
 
     Raises:
@@ -139,7 +145,7 @@ class PseudoSampler:
         probabilities: Tensor,
         mode: Mode = "soft",
         *,
-        transform: Callable[[Tensor], Tensor] | None = None,
+        prepare: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         check_generator(generator)
         _check_mode(mode)
@@ -149,7 +155,7 @@ class PseudoSampler:
                 "[N, K_s] are expected.",
                 "Give source_probabilities(classifier, x_target, generator).",
             )
-        self.generator, self.mode, self.transform = generator, mode, transform
+        self.generator, self.mode, self.prepare = generator, mode, prepare
         self.probabilities = mixture_of(probabilities.detach(), generator.n_classes)
 
     def draw(self, n: int, rng: torch.Generator | None = None) -> Tensor:
@@ -159,7 +165,7 @@ class PseudoSampler:
             n: how many. rng: of examples, z and classes; None for PyTorch's own of the CPU.
 
         Returns:
-            `[n, ...]`, after the transform.
+            `[n, ...]`, after the prepare.
         """
         device = "cpu" if rng is None else rng.device
         index = torch.randint(len(self.probabilities), (n,), generator=rng, device=device)
@@ -169,7 +175,7 @@ class PseudoSampler:
         """Samples of the target examples with these numbers `[n]`, as `draw` returns them."""
         p = self.probabilities[index.to(self.probabilities.device)]
         x = _sampled(self.generator, p, self.mode, rng)
-        return x if self.transform is None else self.transform(x)
+        return x if self.prepare is None else self.prepare(x)
 
 
 @torch.no_grad()
@@ -180,9 +186,9 @@ def _sampled(generator: Generator, p: Tensor, mode: Mode, rng: torch.Generator |
     device = torch.device("cpu") if rng is None else rng.device
     z = torch.randn(len(p), generator.z_dim, generator=rng, device=device).to(p.device)
     if mode == "soft":
-        return generator.sample(z, p)
+        return samples_of(generator, z, p)
     y = torch.multinomial(p.to(device), 1, generator=rng)[:, 0]
-    return generator.sample(z, y.to(p.device))
+    return samples_of(generator, z, y.to(p.device))
 
 
 def _check_mode(mode: str) -> None:

@@ -11,6 +11,7 @@ from transformers import Trainer
 
 from infer_kit.errors import InferKitError
 from infer_kit.reward.loss import IGNORED
+from infer_kit.training.labelled_columns import LabelledColumns
 from infer_kit.training.renamed_weights import RenamedWeights
 from infer_kit.training.replicas import refuse_replicas
 from infer_kit.training.representation.logged_parts import LoggedParts
@@ -18,7 +19,7 @@ from infer_kit.training.representation.seeds import seeded
 from infer_kit.training.representation.semi_supervised import PseudoSemiSupervised
 
 
-class PSSLMixin(RenamedWeights):
+class PSSLMixin(LabelledColumns, RenamedWeights):
     """Trains an image classifier by P-SSL; to be named before a trainer's class.
 
     What is drawn in a step follows from the run's seed, the process and the number of the step, so

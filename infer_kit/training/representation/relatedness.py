@@ -59,6 +59,7 @@ class RelatednessReport:
             target example that it was made of: 0 for chance, 1 if always the same.
         examples: target examples. samples: pseudo samples.
         thresholds: the least for each.
+        source_mean: mean C(x_target), which tells what the report is of; empty where unknown.
     """
 
     confidence: float
@@ -69,6 +70,7 @@ class RelatednessReport:
     examples: int
     samples: int
     thresholds: Thresholds
+    source_mean: tuple[float, ...] = ()
 
     @property
     def short(self) -> list[str]:
@@ -85,18 +87,32 @@ class RelatednessReport:
         """Whether everything reaches its threshold."""
         return not self.short
 
-    def require(self) -> None:
+    def require(self, probabilities: Tensor | None = None) -> None:
         """Does nothing if the source is related.
 
+        Args:
+            probabilities: `[N, K_s]` C(x_target) that pseudo samples are made of; None for any.
+
         Raises:
-            InferKitError: it is not; with the figures.
+            InferKitError: it is not, with the figures; the report is of other probabilities.
         """
+        if probabilities is not None and self.source_mean:
+            own, given = torch.tensor(self.source_mean), probabilities.float().mean(0).cpu()
+            if len(own) != len(given) or (
+                len(probabilities) == self.examples and bool(((own - given).abs() > 0.01).any())
+            ):
+                raise InferKitError(
+                    "The report is of another source or other target examples than the sampler's "
+                    "probabilities.",
+                    "Make it with the classifier, examples and generator of the sampler.",
+                )
         if not self.related:
             raise InferKitError(
                 f"The source is not related enough to the target for P-SSL: "
                 f"{', '.join(self.short)}.",
-                "Train without P-SSL; pseudo pre-training alone can help. allow_unrelated=True "
-                "goes on all the same: measure on held-out data whether it helps.",
+                "Train without P-SSL; pseudo pre-training alone can help. A classifier or target "
+                "network that was trained too short is told so too. allow_unrelated=True goes on "
+                "all the same: measure on held-out data whether it helps.",
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,7 +138,7 @@ def relatedness_report(
     model: nn.Module,
     mode: Mode = "soft",
     normalise: Normalise | None = None,
-    transform: Callable[[Tensor], Tensor] | None = None,
+    prepare: Callable[[Tensor], Tensor] | None = None,
     draws: int = 8,
     mask: float = 0.8,
     thresholds: Thresholds | None = None,
@@ -135,7 +151,7 @@ def relatedness_report(
             classifier `normalise` has to take both target examples and samples of the generator:
             both are on one scale here.
         model: the target network, trained on the labelled target examples.
-        transform: brings samples to what `model` takes, and x_target's scale; None if they are.
+        prepare: brings samples to what `model` takes, and x_target's scale; None if they are.
         draws: samples for each example.
         mask: probability from which UDA counts a sample.
         thresholds: None for the defaults.
@@ -152,7 +168,7 @@ def relatedness_report(
     rng = torch.Generator().manual_seed(seed)
     p = source_probabilities(classifier, x_target, generator, normalise=normalise)
     index = torch.arange(len(p)).repeat_interleave(draws)
-    sampler = PseudoSampler(generator, p, mode, transform=transform)
+    sampler = PseudoSampler(generator, p, mode, prepare=prepare)
     again, said = [], []
     with evaluating(model):
         own = torch.cat([_target_probabilities(model, part) for part in x_target.split(_CHUNK)])
@@ -171,6 +187,7 @@ def relatedness_report(
         agreement=_kappa(*classes, sure.shape[1]),
         examples=len(p),
         samples=len(index),
+        source_mean=tuple(mean.tolist()),
         thresholds=Thresholds() if thresholds is None else thresholds,
     )
 

@@ -194,7 +194,11 @@ class PseudoSemiSupervised:
                     "where it is not.",
                     "Give relatedness_report(...), or allow_unrelated=True.",
                 )
-            report.require()
+            if not isinstance(report, RelatednessReport):
+                raise InferKitError(
+                    f"report is a {type(report).__name__}; expected what relatedness_report gives."
+                )
+            report.require(pseudo.probabilities if isinstance(pseudo, PseudoSampler) else None)
         self.pseudo, self.consistency = pseudo, consistency
         self.weight, self.ratio, self.ramp_share = weight, ratio, ramp_share
         self.uda = UDALoss() if uda is None else uda
@@ -227,7 +231,7 @@ class PseudoSemiSupervised:
             raise InferKitError(
                 f"Pseudo samples are {list(plain.shape[1:])} and labelled examples "
                 f"{list(x.shape[1:])}.",
-                "PseudoSampler(..., transform=) brings them to one size and scale.",
+                "PseudoSampler(..., prepare=) brings them to one size and scale.",
             )
         sizes = [len(x), len(plain), len(plain)]
         batch = torch.cat([x, plain, self.features.augment(plain, rng)])

@@ -27,6 +27,7 @@ from infer_kit.training.representation import (
     CLIPRefineConfig,
     CLIPRefineTrainer,
     features_of_pairs,
+    measure_clip,
     refine_arguments,
 )
 from infer_kit.training.representation.seeds import seeded
@@ -239,6 +240,21 @@ def test_captions_are_drawn_anew_of_parts_of_the_data_too(
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
+def test_evaluation_is_of_every_pair(clip: Path, tmp_path: Path) -> None:
+    """Though training drops what does not fill a batch."""
+    data = pairs(13, seed=1)
+    trainer = trainer_of(clip, tmp_path, eval_dataset=data)
+    assert trainer.args.per_device_eval_batch_size == 8 and trainer.args.dataloader_drop_last
+    found = trainer.evaluate()
+    whole = measure_clip(
+        (trainer.model, load_processor(clip)),
+        data.images, [data[n]["text"] for n in range(13)], ks=(1, 5),
+    ).modality  # fmt: skip
+    assert found["eval_gap"] == pytest.approx(whole.gap, rel=1e-4)
+    assert found["eval_image_to_text_r1"] == whole.image_to_text[1]
+    assert trainer.args.dataloader_drop_last  # as it was
+
+
 def test_evaluation_decides_nothing_and_is_of_the_models_own_logits(
     saved: Path, tmp_path: Path
 ) -> None:
@@ -331,6 +347,11 @@ def test_what_cannot_work_is_refused(clip: Path, tmp_path: Path) -> None:
         trainer_of(tmp_path / "siglip", tmp_path, teacher=type(siglip)(other))
     with pytest.raises(InferKitError, match="compute_loss_func would replace the loss"):
         trainer_of(clip, tmp_path, compute_loss_func=print)
+    with pytest.raises(InferKitError, match="which has no other to be told from"):
+        trainer_of(clip, tmp_path, args={"per_device_train_batch_size": 1}).train()
+    with pytest.raises(InferKitError, match="Tokenizer.* without image_processor"):
+        trainer_of(clip, tmp_path, processor=load_processor(clip).tokenizer)
+    trainer_of(clip, tmp_path, processor=None, processing_class=load_processor(clip))
     with pytest.raises(InferKitError, match="label_smoothing_factor is 0.1"):
         trainer_of(clip, tmp_path, args={"label_smoothing_factor": 0.1})
     with pytest.raises(InferKitError, match="model is a NoneType"):
@@ -363,8 +384,11 @@ def test_data_that_cannot_be(clip: Path, tmp_path: Path) -> None:
     image = Image.new("RGB", (8, 8))
     with pytest.raises(InferKitError, match="2 images and 1 captions"):
         CaptionedImages([image] * 2, ["a"])
-    with pytest.raises(InferKitError, match="Image 1 has no caption"):
-        CaptionedImages([image] * 2, ["a", []])
+    for lacking in ([], None, 3, "", [None]):
+        with pytest.raises(InferKitError, match="Image 1 has no caption"):
+            CaptionedImages([image] * 2, ["a", lacking])  # type: ignore[list-item]
+    with pytest.raises(InferKitError, match="2 images and 1 captions"):
+        CaptionedImages([image] * 2, "ab")
     with pytest.raises(InferKitError, match="Image 0: image 'nowhere.png' cannot be read"):
         CaptionedImages(["nowhere.png"], ["a"])[0]
     trainer = trainer_of(clip, tmp_path, train_dataset=[{"picture": 1}] * 8)

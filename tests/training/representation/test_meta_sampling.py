@@ -269,6 +269,11 @@ def test_what_cannot_be_is_refused() -> None:
         hypergradient(model, finder, Deaf(), train, held, z, y, eta=0.1)
     with pytest.raises(InferKitError, match="a tensor with one number"):
         hypergradient(*toy.args(), eta=0.1, loss=lambda m, b: m(b[0]))
+    with pytest.raises(InferKitError, match="eta=-0.1: a learning rate"):
+        hypergradient(*toy.args(), eta=-0.1)
+    strange = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    with pytest.raises(InferKitError, match="no parameter of the finder, which would stay"):
+        mps_step(model, finder, strange, source, train, held, z, y, eta=0.1)
     with pytest.raises(InferKitError, match="training loss in the step of the finder is nan"):
         hypergradient(
             *toy.args(), eta=0.1, loss=lambda m, b: classification_loss(m, b) * float("nan")

@@ -352,6 +352,16 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, finder=Finder(2), validation_dataset=data, eval_dataset=data)
     with pytest.raises(InferKitError, match="without examples that can be drawn"):
         trainer(tmp_path, finder=Finder(2), validation_dataset=Examples(0))
+    with pytest.raises(InferKitError, match="The finder has z_dim=5, and the generator 2"):
+        trainer(tmp_path, finder=Finder(5), validation_dataset=data)
+    for given, told in ((lambda z: z[:1], r"gave \[1, 2\]"), (lambda z: z.byte(), "gave .* of torch.uint8"),
+                        (lambda z: z.numpy(), "gave ndarray")):  # fmt: skip
+        wrong = Constant()
+        wrong.sample = lambda z, y, given=given: given(z)  # type: ignore[method-assign]
+        with pytest.raises(InferKitError, match=f"Constant.sample {told}"):
+            trainer(tmp_path, generator=wrong)
+    with pytest.raises(InferKitError, match="reduction='none'"):
+        FeatureConsistency(reduction="none")  # type: ignore[arg-type]
     large = ConditionalVAE((1, 9, 9), 3, z_dim=2, width=4)
     with pytest.raises(InferKitError, match="does not run on samples of the ConditionalVAE"):
         trainer(tmp_path, generator=large)
@@ -360,9 +370,36 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, mgr=MGRConfig(consistency=FeatureConsistency(layer="tail")))
     with pytest.raises(InferKitError, match="mgr is a dict"):
         trainer(tmp_path, mgr={"lam": 1})
-    for options in ({"lam": -1.0}, {"eta": math.nan}, {"samples": 0}, {"validation_batch": 0}):
+    for options in ({"lam": -1.0}, {"eta": math.nan}, {"samples": 0}, {"samples": 2.5},
+                    {"validation_batch": 0}):  # fmt: skip
         with pytest.raises(InferKitError, match=f"{next(iter(options))}="):
             MGRConfig(**options)
+
+
+@pytest.mark.parametrize("label", [3, -1])
+def test_labels_that_are_no_classes_are_refused(tmp_path: Path, label: int) -> None:
+    from infer_kit.training.representation import mgr_step
+
+    data = Examples()
+    data.y[:] = label
+    with pytest.raises(InferKitError, match=f"Labels go from {label} to {label}, .* 3 classes"):
+        trainer(tmp_path, train_dataset=data).train()
+    with pytest.raises(InferKitError, match=f"Labels go from {label} to {label}"):
+        mgr_step(Net(), (data.x[:4], data.y[:4]), source(), samples=4)
+
+
+def test_a_model_that_takes_no_labels_is_given_them(tmp_path: Path) -> None:
+    class Silent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net()
+
+        def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.net(pixel_values)}
+
+    one = trainer(tmp_path, Silent())
+    one.train()
+    assert one.state.log_history[0]["loss_pcr"] > 0
 
 
 def _of_a_constant(folder: Path, **given: Any) -> Any:

@@ -31,7 +31,7 @@ def test_it_is_the_plain_loop() -> None:
     model = net(dropout=0.0).double()
     other = copy.deepcopy(model).train()
     found = pseudo_pretrain(
-        model, generator, 6, 5, lr=1e-2, seed=9, transform=Tensor.double, progress=False
+        model, generator, 6, 5, lr=1e-2, seed=9, prepare=Tensor.double, progress=False
     )
     optimizer = torch.optim.AdamW(other.parameters(), lr=1e-2, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
@@ -89,7 +89,7 @@ def test_a_run_that_is_resumed_equals_one_that_was_not(tmp_path: Path, stop: int
         model = net()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         found = pseudo_pretrain(
-            model, Blobs(), 10, 8, optimizer=optimizer, loss=loss, transform=noisy,
+            model, Blobs(), 10, 8, optimizer=optimizer, loss=loss, prepare=noisy,
             checkpoint=file, checkpoint_every=2, progress=False,
         )  # fmt: skip
         return weights(model), found.losses, found.accuracy
@@ -135,6 +135,9 @@ def test_what_cannot_work_is_refused() -> None:
         pseudo_pretrain(net().requires_grad_(False), Blobs(), 2, progress=False)
     with pytest.raises(InferKitError, match="no z_dim"):
         pseudo_pretrain(net(), object(), 2, progress=False)  # type: ignore[arg-type]
+    other = torch.optim.SGD(net().parameters(), lr=0.1)
+    with pytest.raises(InferKitError, match="no parameter of the model, which would stay"):
+        pseudo_pretrain(net(), Blobs(), 2, optimizer=other, progress=False)
     model = net().eval()
     with pytest.raises(InferKitError, match="loss became nan in step 1"):
         pseudo_pretrain(model, Blobs(), 2, loss=lambda s, y: s.sum() * torch.nan, progress=False)
@@ -159,6 +162,17 @@ def test_a_new_head() -> None:
     assert not torch.equal(new_head(model, 300, std=0.02, seed=5).weight, head.weight)
     named = nn.ModuleDict({"head": nn.Linear(3, 2, bias=False), "other": nn.Linear(3, 3)})
     assert new_head(named, 7, "head").bias is None and named["head"].out_features == 7
+
+
+def test_a_head_with_an_adapter_is_refused() -> None:
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(net(), peft.LoraConfig(target_modules=["0", "4"], r=2))
+    with pytest.raises(InferKitError, match="has an adapter, made for the classes"):
+        new_head(adapted, 7)
+    whole = peft.LoraConfig(target_modules=["0"], modules_to_save=["4"], r=2)
+    adapted = peft.get_peft_model(net(), whole)
+    new_head(adapted, 7)
+    assert adapted(torch.randn(3, 6)).shape == (3, 7)
 
 
 def test_a_new_head_of_transformers() -> None:

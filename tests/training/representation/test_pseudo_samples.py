@@ -12,6 +12,7 @@ from infer_kit.errors import InferKitError
 from infer_kit.training.representation import (
     ConditionalVAE,
     PseudoSampler,
+    PseudoSemiSupervised,
     RelatednessReport,
     Thresholds,
     pseudo_conditional_samples,
@@ -117,7 +118,7 @@ def test_half_precision_becomes_float32_and_nothing_has_a_gradient() -> None:
 
 def test_a_sampler_draws_examples_evenly_and_again() -> None:
     p = torch.eye(4, dtype=torch.float64)
-    sampler = PseudoSampler(Embedded(), p, transform=lambda x: 2 * x)
+    sampler = PseudoSampler(Embedded(), p, prepare=lambda x: 2 * x)
     x = sampler.draw(8000, rng())
     assert torch.equal(x, sampler.draw(8000, rng()))
     which = torch.cdist(x[:, :5], 2 * sampler.generator.table).argmin(1)
@@ -196,6 +197,20 @@ def test_a_report_of_one_that_does_not_is_refused_with_its_figures() -> None:
                               thresholds=easy).related  # fmt: skip
 
 
+def test_a_report_is_of_its_own_source() -> None:
+    x = 5 * torch.eye(4).repeat(3, 1)
+    report = relatedness_report(Fixed(), x, OneHots(), model=Target(1.0))
+    p = source_probabilities(Fixed(), x, OneHots())
+    report.require(p)
+    report.require(p[:5])  # of some of the examples: nothing tells that they are others
+    for other in (p.roll(1, 1) * 0 + torch.eye(4)[0], torch.eye(3).repeat(4, 1)):
+        with pytest.raises(InferKitError, match="The report is of another source"):
+            report.require(other)
+    sampler = PseudoSampler(OneHots(), torch.eye(4)[:1].repeat(12, 1))
+    with pytest.raises(InferKitError, match="The report is of another source"):
+        PseudoSemiSupervised(sampler, report)
+
+
 def test_agreement_is_cohens_kappa() -> None:
     from sklearn.metrics import cohen_kappa_score
 
@@ -237,6 +252,8 @@ def test_what_cannot_work_is_refused() -> None:
     ):
         with pytest.raises(InferKitError, match=told):
             source_probabilities(Fixed(), x, generator, normalise=given)  # type: ignore[arg-type]
+    with pytest.raises(InferKitError, match="x_target is a tuple; a tensor"):
+        source_probabilities(Fixed(), (x,), generator)  # type: ignore[arg-type]
     with pytest.raises(InferKitError, match="probabilities are"):
         PseudoSampler(generator, torch.arange(4))
     with pytest.raises(InferKitError, match="sum to 1"):

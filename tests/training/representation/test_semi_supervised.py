@@ -159,7 +159,7 @@ def test_pseudo_samples_of_a_sampler() -> None:
         def sample(self, z: Tensor, y: Tensor) -> Tensor:
             return (y[:, 1] + 0 * z[:, 0]).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
 
-    sampler = PseudoSampler(Constant(), torch.eye(2), transform=lambda x: x.repeat(1, 1, 2, 2))
+    sampler = PseudoSampler(Constant(), torch.eye(2), prepare=lambda x: x.repeat(1, 1, 2, 2))
     loss = PseudoSemiSupervised(sampler, allow_unrelated=True)
     found = loss(Normed(), torch.randn(4, 1, 4, 4), torch.zeros(4).long(), 0, 10, rng())
     assert bool(found.loss.isfinite()) and torch.equal(found.loss, found.supervised)
@@ -173,6 +173,8 @@ def test_unrelated_sources_are_refused() -> None:
     with pytest.raises(InferKitError, match="not related enough .* confidence 0.50 < 0.92"):
         PseudoSemiSupervised(bank, bad)
     PseudoSemiSupervised(bank, bad, allow_unrelated=True)
+    with pytest.raises(InferKitError, match="report is a str"):
+        PseudoSemiSupervised(bank, "related")  # type: ignore[arg-type]
     PseudoSemiSupervised(bank, RelatednessReport(1, 1, 1, 1, 1, 1, 1, Thresholds()))
 
 
