@@ -354,8 +354,12 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, finder=Finder(2), validation_dataset=Examples(0))
     with pytest.raises(InferKitError, match="The finder has z_dim=5, and the generator 2"):
         trainer(tmp_path, finder=Finder(5), validation_dataset=data)
-    for given, told in ((lambda z: z[:1], r"gave \[1, 2\]"), (lambda z: z.byte(), "gave .* of torch.uint8"),
-                        (lambda z: z.numpy(), "gave ndarray")):  # fmt: skip
+    wrongs = {
+        r"gave \[1, 2\]": lambda z: z[:1],
+        "gave .* of torch.uint8": lambda z: z.byte(),
+        "gave ndarray": lambda z: z.numpy(),
+    }
+    for told, given in wrongs.items():
         wrong = Constant()
         wrong.sample = lambda z, y, given=given: given(z)  # type: ignore[method-assign]
         with pytest.raises(InferKitError, match=f"Constant.sample {told}"):
