@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from transformers import Trainer
 from infer_kit.errors import InferKitError
 from infer_kit.training.feature_tap import FeatureTap
 from infer_kit.training.labelled_columns import LabelledColumns
+from infer_kit.training.own_state import OwnState
 from infer_kit.training.renamed_weights import RenamedWeights
 from infer_kit.training.replicas import refuse_replicas
 from infer_kit.training.representation.classifiers import classifier_loss
@@ -104,7 +104,7 @@ class AdaRandLoss(nn.Module):
         return self.lam * distance.sum() / (len(labels) if n_examples is None else n_examples)
 
 
-class AdaRandMixin(LabelledColumns, RenamedWeights):
+class AdaRandMixin(LabelledColumns, OwnState, RenamedWeights):
     """Trains a classifier with AdaRand; to be named before a trainer's class.
 
     The loss is the cross-entropy of the logits, or the trainer's `compute_loss_func`, and the term
@@ -253,29 +253,23 @@ class AdaRandMixin(LabelledColumns, RenamedWeights):
 
     # Checkpoints
 
-    def _save_optimizer_and_scheduler(self: Any, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
-        if self.args.should_save:
-            state = {"prior": self.adarand.prior.state_dict(), "batches": self._batches}
-            torch.save(state, Path(output_dir) / FILE)
+    own_file = FILE
 
-    def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
-        if checkpoint is None:
-            return
-        file = Path(checkpoint) / FILE
-        if not file.is_file():
-            raise InferKitError(
-                f"The checkpoint {checkpoint!r} has no {FILE}: it is of another trainer, or was "
-                "saved with save_only_model.",
-                "Begin anew from its weights, with a prior of them.",
-            )
-        state = torch.load(file, map_location=self.args.device, weights_only=True)
+    def own_state(self: Any) -> dict[str, Any]:
+        """The prior, and how many batches were drawn for."""
+        return {"prior": self.adarand.prior.state_dict(), "batches": self._batches}
+
+    def load_own_state(self: Any, state: dict[str, Any]) -> None:
+        """Takes them.
+
+        Raises:
+            InferKitError: the prior is of another kind or size.
+        """
         try:
             self.adarand.prior.load_state_dict(state["prior"])
         except RuntimeError as error:
             raise InferKitError(
-                f"The checkpoint {checkpoint!r} has another prior: {error}",
+                f"The checkpoint has another prior: {error}",
                 "Resume with a prior of the kind, classes and features that it was made with.",
             ) from error
         self._batches = state["batches"]

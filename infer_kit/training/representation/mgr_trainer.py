@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from transformers import Trainer
 from infer_kit.errors import InferKitError
 from infer_kit.reward.loss import IGNORED
 from infer_kit.training.labelled_columns import LabelledColumns
+from infer_kit.training.own_state import OwnState
 from infer_kit.training.renamed_weights import RenamedWeights
 from infer_kit.training.replicas import refuse_replicas
 from infer_kit.training.representation.classifiers import classifier_loss
@@ -30,8 +30,6 @@ from infer_kit.training.representation.meta_sampling import (
 )
 from infer_kit.training.representation.seeds import seeded
 from infer_kit.training.symmetry.placed import modes
-
-_FINDER_FILE = "mgr_finder.pt"
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class MGRConfig:
                 raise InferKitError(f"{name}={number}: a whole number from 1 on is expected.")
 
 
-class MGRMixin(LabelledColumns, RenamedWeights):
+class MGRMixin(LabelledColumns, OwnState, RenamedWeights):
     """Adds PCR on samples of a generator to the loss; to be named before a trainer's class.
 
     The loss of training is the cross-entropy of the logits, or the trainer's `compute_loss_func`,
@@ -290,27 +288,19 @@ class MGRMixin(LabelledColumns, RenamedWeights):
         """As the trainer's, with the parts of the loss."""
         super().log(self._parts.into(logs, self.accelerator), *args, **options)  # type: ignore[misc]
 
-    def _save_optimizer_and_scheduler(self: Any, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
-        if self.finder is not None and self.args.should_save:
-            state = {
-                "finder": self.finder.state_dict(),
-                "optimizer": self._finder_optimizer.state_dict(),
-            }
-            torch.save(state, Path(output_dir) / _FINDER_FILE)
+    own_file = "mgr_finder.pt"
 
-    def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
-        if checkpoint is None or self.finder is None:
-            return
-        file = Path(checkpoint) / _FINDER_FILE
-        if not file.is_file():
-            raise InferKitError(
-                f"{checkpoint!r} has no {_FINDER_FILE}: it was made without a finder, or with "
-                "save_only_model.",
-                "Resume without a finder, or begin anew.",
-            )
-        state = torch.load(file, map_location=self.args.device, weights_only=True)
+    def own_state(self: Any) -> dict[str, Any] | None:
+        """Finder and its optimizer; None without a finder."""
+        if self.finder is None:
+            return None
+        return {
+            "finder": self.finder.state_dict(),
+            "optimizer": self._finder_optimizer.state_dict(),
+        }
+
+    def load_own_state(self: Any, state: dict[str, Any]) -> None:
+        """Takes them."""
         self.finder.load_state_dict(state["finder"])
         self._finder_optimizer.load_state_dict(state["optimizer"])
 
