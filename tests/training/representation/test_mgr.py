@@ -456,6 +456,9 @@ def test_two_processes_hold_one_model_and_one_finder(tmp_path: Path) -> None:
     for name in ("loss_cross_entropy", "loss_pcr", "loss_finder_validation"):
         one, two = ([log[name] for log in logs[2] if name in log] for logs in (first, second))
         assert one == two and len(one) == 4
+    z, labels = draw(Constant(), 4, rng=rng())
+    once = FeatureConsistency(flipped, "sum")(unnormed(), Constant().sample(z, labels))
+    assert first[4][0]["loss_pcr"] == pytest.approx(float(once.detach()), rel=1e-4)
     for size, times in ((4, 1), (2, 2)):
         alone = _of_a_constant(
             tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=times
