@@ -128,6 +128,7 @@ def test_what_is_trained_and_what_is_not(saved: Path, tmp_path: Path) -> None:
     teacher = {n: p.clone() for n, p in trainer._teacher.state_dict().items()}
     trainer.train()
     after = dict(trainer.model.named_parameters())
+    assert trainer.model.training and not any(m.training for m in trainer._teacher.modules())
     assert all(torch.equal(trainer._teacher.state_dict()[n], p) for n, p in teacher.items())
     assert all(torch.equal(before[n], p) for n, p in teacher.items() if n in before)
     for name, parameter in after.items():
