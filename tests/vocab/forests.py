@@ -122,6 +122,17 @@ class Walk:
     def error(self) -> float:
         return self.errors()[0]
 
+    def rounding(self, exact: PreTrainedModel) -> tuple[float, float]:
+        """The largest error of a logit of the forest, and of a plain forward, from a model in
+        float64, by the largest logit."""
+        forest, plain, scale = 0.0, 0.0, 0.0
+        for sequence, answer in self.answers.items():
+            law = last_logits(exact, sequence)[-1]
+            forest = max(forest, float((answer - law).abs().max()))
+            plain = max(plain, float((last_logits(self.model, sequence)[-1] - law).abs().max()))
+            scale = max(scale, float(law.abs().max()))
+        return forest / scale, plain / scale
+
 
 def walk(forest: TreeKV | BatchedKV, model: PreTrainedModel, seed: int | None = None) -> float:
     """Error of a logit after prompts on both sides of the window, forks, branches and `keep`."""

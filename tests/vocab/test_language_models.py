@@ -34,10 +34,15 @@ def test_a_tree_equals_plain_forwards(family: str) -> None:
     forest = language_model(model)
     assert type(forest) is TreeKV
     # Rounding of float32, of the plain forward too; with float64 below nothing is left of it.
-    deep = NO_FLOAT64 | {"gemma4_text", "gemma3n_text"}  # more steps to round
-    logit, probability = walked(forest, model).errors()
+    found = walked(forest, model)
+    logit, probability = found.errors()
     assert probability <= 1e-6
-    assert logit <= (3e-6 if family in deep else 1.5e-6)
+    if family in ("gemma4_text", "gemma3n_text"):
+        # More steps to round: on some CPUs the plain forward is 4e-6 from float64 by itself.
+        ours, plain = found.rounding(double(model))
+        assert ours <= 2 * plain <= 1e-5
+    else:
+        assert logit <= (3e-6 if family in NO_FLOAT64 else 1.5e-6)
 
 
 @pytest.mark.parametrize("family", FLOAT64)
