@@ -90,7 +90,7 @@ def mean_cross_entropy(
             f"{logits.shape[1]} classes.",
             f"Number them from 0, or give the model another head; {IGNORED} is passed over.",
         )
-    check_finite(logits, "Logits")
+    check_finite("Logits", logits)
     if n_labels is None:
         n_labels = (labels != IGNORED).sum().clamp(min=1)
     return cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED) / n_labels

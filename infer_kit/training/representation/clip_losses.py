@@ -112,7 +112,7 @@ def hycd_loss(S: Tensor, S_t: Tensor | None, alpha: float = 0.5, T: float = 1.0)
         raise InferKitError(f"alpha={alpha}: a number from 0 to 1 is expected.")
     if not T > 0:
         raise InferKitError(f"T={T}: a temperature above 0 is expected.")
-    check_finite(S, "Similarities")
+    check_finite("Similarities", S)
     S = S.to(torch.promote_types(S.dtype, torch.float32)) / T
     q1 = q2 = alpha * torch.eye(len(S), dtype=S.dtype, device=S.device)
     if alpha < 1:
@@ -122,7 +122,7 @@ def hycd_loss(S: Tensor, S_t: Tensor | None, alpha: float = 0.5, T: float = 1.0)
                 f"S_t {told}, and S is {list(S.shape)}.",
                 "The teacher has to read the same batch.",
             )
-        check_finite(S_t, "The teacher's similarities")
+        check_finite("The teacher's similarities", S_t)
         S_t = S_t.detach().to(S) / T
         q1 = q1 + (1 - alpha) * softmax(S_t, 1)
         q2 = q2 + (1 - alpha) * softmax(S_t.T, 1)
@@ -162,6 +162,6 @@ def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
             "are expected.",
             "Give the features of pairs, row by row.",
         )
-    check_finite(torch.stack([a.detach(), b.detach()]), "Features")
+    check_finite("Features", a, b)
     dtype = torch.promote_types(a.dtype, torch.float32)
     return a.to(dtype), b.to(dtype)

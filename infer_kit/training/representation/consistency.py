@@ -54,7 +54,7 @@ def pcr_loss(augmented: Tensor, plain: Tensor, reduction: Reduction = "mean") ->
             "Flatten the features of each example.",
         )
     _check_reduction(reduction)
-    check_finite(torch.stack([augmented.detach(), plain.detach()]), "Features")
+    check_finite("Features", augmented, plain)
     wide = torch.promote_types(plain.dtype, torch.float32)
     squares = (augmented.to(wide) - plain.to(wide)).square()
     return squares.mean() if reduction == "mean" else squares.sum(1).mean()

@@ -1,5 +1,6 @@
 """Numbers that are not finite are refused where they come in."""
 
+import torch
 from torch import Tensor
 
 from infer_kit.errors import InferKitError
@@ -7,12 +8,13 @@ from infer_kit.errors import InferKitError
 _HINT = "Lower the learning rate, or look for inputs that are not finite."
 
 
-def check_finite(x: Tensor, what: str, hint: str = _HINT) -> None:
+def check_finite(what: str, *tensors: Tensor, hint: str = _HINT) -> None:
     """Args:
-        x: of any shape. what: it is, in the plural, for the message.
+        what: they are, in the plural, for the message. tensors: of any shapes, on one device.
 
     Raises:
         InferKitError: there are numbers that are not finite.
     """
-    if not bool(x.detach().isfinite().all()):
+    # Read once for all of them: each reading waits for the device.
+    if not bool(torch.stack([x.detach().isfinite().all() for x in tensors]).all()):
         raise InferKitError(f"{what} have numbers that are not finite.", hint)

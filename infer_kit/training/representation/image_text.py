@@ -124,7 +124,7 @@ def features_of_pairs(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Te
             "Give a CLIP or SigLIP model of transformers.",
         ) from error
     for raw, unit, what in zip((a, b), units, ("image", "text"), strict=True):
-        check_finite(raw, f"The {what} features")
+        check_finite(f"The {what} features", raw)
         # Some models project after this place, or share a part of the space only.
         if raw.shape != unit.shape or not torch.allclose(
             normalize(raw.detach(), dim=1), unit.detach().to(raw), atol=1e-2

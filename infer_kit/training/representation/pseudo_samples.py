@@ -116,7 +116,7 @@ def source_probabilities(
             output = classifier(to_source(moved(part, classifier)))
             logits = logits_of(output, len(part), generator.n_classes, "the source classifier")
             check_finite(
-                logits, "Logits of the source classifier", "Is the input normalised for it?"
+                "Logits of the source classifier", logits, hint="Is the input normalised for it?"
             )
             rows.append(logits.softmax(1))
     return torch.cat(rows)

@@ -76,7 +76,7 @@ class UDALoss:
             )
         wide = torch.promote_types(weak.dtype, torch.float32)
         weak, strong = weak.detach().to(wide), strong.to(wide)
-        check_finite(torch.stack([weak, strong]), "Logits")
+        check_finite("Logits", weak, strong)
         target = log_softmax(weak / self.temperature, 1)  # which is sharpen(softmax(weak), T)
         kl = kl_div(log_softmax(strong, 1), target, reduction="none", log_target=True).sum(1)
         return (self.kept(weak) * kl).mean()
